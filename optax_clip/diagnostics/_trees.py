@@ -1,0 +1,59 @@
+"""Arithmetic on whole pytrees, accumulated in float32 or wider.
+
+Leaves are never raveled, concatenated or sorted, so every function here keeps the
+sharding of its input and costs one all-reduce of a scalar.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def accumulator(tree: Any) -> jnp.dtype:
+    """Returns the dtype in which sums over the tree are taken: at least float32."""
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+
+
+def tree_vdot(a: Any, b: Any) -> jax.Array:
+    """Returns the inner product of two trees."""
+    dtype = accumulator(a)
+    parts = jax.tree.map(lambda x, y: jnp.sum(x.astype(dtype) * y.astype(dtype)), a, b)
+    return sum(jax.tree.leaves(parts), jnp.zeros([], dtype))
+
+
+def tree_norm(tree: Any) -> jax.Array:
+    """Returns the Euclidean norm of a tree, without over- or underflow."""
+    dtype = accumulator(tree)
+    peaks = [
+        jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(tree)
+    ]
+    peak = functools.reduce(jnp.maximum, peaks, jnp.zeros([], dtype))
+    # Dividing by the peak keeps the squares of an update of norm 1e-25 above zero.
+    # A peak of 0, inf or nan is its own answer and must not be divided by.
+    scale = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
+    scaled = jax.tree.map(lambda x: x.astype(dtype) / scale, tree)
+    return scale * jnp.sqrt(tree_vdot(scaled, scaled))
+
+
+def tree_unit(tree: Any, norm: jax.Array) -> Any:
+    """Divides a tree by its norm, in its own dtypes; a zero tree becomes nan."""
+    return jax.tree.map(lambda x: (x.astype(norm.dtype) / norm).astype(x.dtype), tree)
+
+
+def tree_move(params: Any, direction: Any, step: jax.typing.ArrayLike) -> Any:
+    """Returns params + step * direction, rounded once to the dtypes of params."""
+
+    def move(x, u):
+        dtype = accumulator((x, u))
+        moved = x.astype(dtype) + jnp.asarray(step, dtype) * u.astype(dtype)
+        return moved.astype(x.dtype)
+
+    return jax.tree.map(move, params, direction)
+
+
+def path_name(path: Any) -> str:
+    """Returns a tree path as text, for example ``encoder/0/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
