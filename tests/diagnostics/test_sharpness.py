@@ -1,0 +1,405 @@
+"""Directional derivatives against dense Hessians, laws, devices and bad input."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from optax_clip import diagnostics
+from optax_clip.diagnostics import directional_derivatives, directional_sharpness
+
+from . import problems
+from .problems import quadratic, transformer_loss, waves
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+MODES = [
+    "forward_over_reverse",
+    "forward_over_forward",
+    "reverse_over_reverse",
+    "finite_difference",
+]
+EXACT = MODES[:3]
+
+
+@pytest.fixture
+def small(rng, x64):
+    """A light problem in float64."""
+    return problems.draw_waves(rng, jnp.float64)
+
+
+def derivatives(params, direction, batch, loss=waves, **options):
+    """Compiled, as a user would."""
+    measure = functools.partial(directional_derivatives, loss, **options)
+    return jax.jit(measure)(params, direction, batch)
+
+
+### values
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_derivatives_equal_those_of_the_dense_hessian(rng, x64, mode):
+    params = problems.transformer_params(rng, jnp.float64)
+    u, batch = problems.like(rng, params), problems.text(rng, dtype=jnp.float64)
+    loss, g, h = problems.dense(transformer_loss, params, batch)
+    v = problems.flat(u) / np.linalg.norm(problems.flat(u))
+    d = derivatives(params, u, batch, transformer_loss, mode=mode)
+    rtol = 1e-8 if mode == "finite_difference" else 1e-12
+    np.testing.assert_allclose(d.loss, loss, rtol=rtol)
+    np.testing.assert_allclose(d.slope, g @ v, rtol=rtol)
+    np.testing.assert_allclose(d.curvature, v @ h @ v, rtol=rtol)
+    np.testing.assert_allclose(d.direction_norm, np.linalg.norm(problems.flat(u)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_agree_in_float32(rng, mode):
+    params, u, batch = problems.draw_waves(rng)
+    wanted = derivatives(params, u, batch)
+    got = derivatives(params, u, batch, mode=mode)
+    eps = float(jnp.finfo(jnp.float32).eps)
+    rtol = 20 * eps ** (2 / 3) if mode == "finite_difference" else 100 * eps
+    np.testing.assert_allclose(got, wanted, rtol=rtol)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_quadratics_are_right_to_their_rounding(rng, dtype, mode):
+    x = {"a": jnp.asarray(rng.normal(size=(3, 4)), dtype), "b": jnp.ones(5, dtype)}
+    a = jax.tree.map(lambda x: jnp.asarray(rng.uniform(1, 2, x.shape), dtype), x)
+    u = problems.like(rng, x)
+    v = problems.flat(u) / np.linalg.norm(problems.flat(u))
+    s = directional_sharpness(quadratic, x, u, a, mode=mode)
+    assert s.dtype == jnp.float32
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(s, v @ (problems.flat(a) * v), rtol=20 * eps)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sharpness_is_negative_where_the_loss_bends_down(mode):
+    s = directional_sharpness(
+        lambda x: jnp.sum(jnp.cos(x)), jnp.zeros(4), jnp.ones(4), mode=mode
+    )
+    np.testing.assert_allclose(s, -1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, -7.0, 1e25])
+def test_scaling_a_direction_changes_nothing(rng, scale):
+    params, u, batch = problems.draw_waves(rng)
+    wanted = derivatives(params, u, batch)
+    scaled = jax.tree.map(lambda x: jnp.float32(scale) * x, u)
+    got = derivatives(params, scaled, batch)
+    np.testing.assert_allclose(got.curvature, wanted.curvature, rtol=1e-5)
+    np.testing.assert_allclose(got.slope, np.sign(scale) * wanted.slope, rtol=1e-5)
+    norm = np.float32(abs(scale)) * wanted.direction_norm
+    np.testing.assert_allclose(got.direction_norm, norm, rtol=1e-5)
+
+
+def test_the_best_step_and_the_predictions_are_exact_on_a_parabola(rng):
+    x, a, u = (jnp.asarray(rng.uniform(1, 2, 6), jnp.float32) for _ in range(3))
+    d = directional_derivatives(quadratic, x, -u, a)
+    at = diagnostics.loss_along(quadratic, x, -u, jnp.stack([d.best_step]), a)[0]
+    np.testing.assert_allclose(d.loss - at, d.predicted_decrease, rtol=1e-5)
+    change = quadratic(x - u, a) - quadratic(x, a)
+    np.testing.assert_allclose(d.predicted_change, change, rtol=1e-5)
+
+
+def test_without_convexity_there_is_no_best_step_and_nan_stays_nan():
+    def with_curvature(curvature):
+        numbers = [jnp.float32(x) for x in (1.0, -1.0, curvature, 1.0)]
+        return diagnostics.DirectionalDerivatives(*numbers)
+
+    for curvature in (0.0, -1.0):
+        assert with_curvature(curvature).best_step == jnp.inf
+        assert with_curvature(curvature).predicted_decrease == jnp.inf
+    assert jnp.isnan(with_curvature(jnp.nan).best_step)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_shift_moves_the_point_along_the_unit_direction(rng, mode):
+    x, u = jnp.asarray(rng.normal(size=(2, 5)), jnp.float32)
+    v = u / jnp.linalg.norm(u)
+    got = directional_derivatives(
+        lambda x: jnp.sum(jnp.sin(x)), x, u, mode=mode, shift=0.25
+    )
+    wanted = directional_derivatives(
+        lambda x: jnp.sum(jnp.sin(x)), x + 0.25 * v, u, mode=mode
+    )
+    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_subset_is_a_direction_that_is_zero_elsewhere(small, mode):
+    params, u, batch = small
+    masked = jax.tree.map(jnp.zeros_like, u) | {"w": u["w"]}
+    wanted = derivatives(params, masked, batch, mode=mode)
+    got = derivatives(
+        params,
+        u,
+        batch,
+        mode=mode,
+        where=lambda path: path == "w",
+    )
+    np.testing.assert_allclose(got, wanted, rtol=1e-7)
+
+
+def test_a_subset_can_leave_integer_leaves_out():
+    params = {"x": jnp.ones(3), "steps": jnp.array(3)}
+    s = directional_sharpness(
+        lambda p: jnp.sum(p["x"] ** 2),
+        params,
+        params,
+        where=lambda path: path != "steps",
+    )
+    np.testing.assert_allclose(s, 2, rtol=1e-6)
+
+
+### many directions, parts of a batch, transformations of jax
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+@pytest.mark.parametrize("mode", EXACT)
+def test_many_directions_equal_one_after_the_other(small, mode, shift):
+    params, u, batch = small
+    directions = {"u": u, "sign": jax.tree.map(jnp.sign, u), "x": params}
+    got = derivatives(params, directions, batch, mode=mode, shift=shift)
+    assert got.keys() == directions.keys()
+    for name, direction in directions.items():
+        wanted = derivatives(params, direction, batch, mode=mode, shift=shift)
+        np.testing.assert_allclose(got[name], wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("mode", EXACT)
+@pytest.mark.parametrize("microbatches", [1, 2, 8])
+def test_a_streamed_batch_equals_the_whole_batch(small, mode, microbatches):
+    params, u, batch = small
+    wanted = derivatives(params, u, batch, mode=mode)
+    got = derivatives(
+        params,
+        u,
+        batch,
+        mode=mode,
+        microbatches=microbatches,
+        weight=problems.tokens,
+    )
+    np.testing.assert_allclose(got, wanted, rtol=1e-10)
+
+
+def test_many_streamed_directions_equal_the_whole_batch(small):
+    params, u, batch = small
+    directions = {"u": u, "x": params}
+    got = derivatives(params, directions, batch, microbatches=4, weight=problems.tokens)
+    wanted = derivatives(params, directions, batch)
+    for name in directions:
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-10)
+
+
+def test_parts_without_tokens_do_not_poison_the_mean(small):
+    params, u, batch = small
+    # Of two parts the second takes the odd rows, which have no weight.
+    odd = jnp.arange(16) % 2
+    twice = {"rows": jnp.repeat(batch["rows"], 2, axis=0) / (1 - odd)[:, None]}
+    twice["mask"] = jnp.repeat(batch["mask"], 2) * (1 - odd)
+    got = derivatives(params, u, twice, microbatches=2, weight=problems.tokens)
+    wanted = derivatives(params, u, batch)
+    np.testing.assert_allclose(got, wanted, rtol=1e-10)
+
+
+def test_arguments_without_axes_reach_every_part_whole():
+    def loss(x, scale, rows):
+        return scale * jnp.mean(rows) * jnp.sum(x**2) / 2
+
+    rows = jnp.arange(6.0)
+    got = directional_sharpness(
+        loss, jnp.ones(2), jnp.ones(2), jnp.float32(3), rows, microbatches=3
+    )
+    np.testing.assert_allclose(got, 7.5, rtol=1e-6)
+
+
+def test_a_mean_over_an_iterator_is_the_whole_batch_and_reports_progress(small):
+    params, u, batch = small
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + 3], batch) for i in (0, 3, 6)]
+    seen = []
+
+    @jax.jit
+    def measure(params, u, part):
+        return directional_derivatives(waves, params, u, part)
+
+    got = diagnostics.mean_over_batches(
+        lambda part: measure(params, u, part),
+        iter(parts),
+        weight=problems.tokens,
+        progress=lambda done, mean: seen.append((done, float(mean.loss))),
+    )
+    wanted = derivatives(params, u, batch)
+    np.testing.assert_allclose(got, wanted, rtol=1e-10)
+    assert [done for done, _ in seen] == [1, 2, 3]
+    np.testing.assert_allclose(seen[-1][1], wanted.loss)
+
+
+def test_an_iterator_of_tuples_spreads_them_over_the_arguments():
+    mean = diagnostics.mean_over_batches(lambda a, b: a * b, [(2.0, 3.0), (4.0, 5.0)])
+    assert mean == 13
+
+
+def test_jit_vmap_and_scan_give_what_eager_gives(rng):
+    x, u, batch = problems.draw_waves(rng)
+
+    def sharpness(u):
+        return directional_sharpness(waves, x, u, batch)
+
+    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), u, x)
+    wanted = [sharpness(u), sharpness(x)]
+    np.testing.assert_allclose(jax.jit(sharpness)(u), wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(sharpness)(stacked), wanted, rtol=1e-5)
+    scanned = jax.lax.scan(lambda c, u: (c, sharpness(u)), 0, stacked)[1]
+    np.testing.assert_allclose(scanned, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("microbatches", [None, 2])
+def test_sharded_equals_unsharded(rng, axis, microbatches):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(axis, axis))
+    x, u, batch = problems.draw_waves(rng)
+
+    def place(array, *spec):
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    def place_params(tree):
+        return {"w": place(tree["w"], None, "model"), "b": place(tree["b"], "model")}
+
+    def measure(x, directions, batch):
+        return directional_derivatives(
+            waves, x, directions, batch, microbatches=microbatches
+        )
+
+    wanted = measure(x, {"u": u, "x": x}, batch)
+    with jax.set_mesh(mesh):
+        placed = place_params(x)
+        directions = {"u": place_params(u), "x": placed}
+        got = jax.jit(measure)(
+            placed, directions, jax.tree.map(lambda a: place(a, "data"), batch)
+        )
+    for name in directions:
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-5)
+
+
+def test_a_second_call_compiles_nothing(rng):
+    x, u, batch = problems.draw_waves(rng)
+    traces = []
+
+    @jax.jit
+    def measure(x, u, batch):
+        traces.append(u)
+        return directional_sharpness(waves, x, {"u": u, "x": x}, batch)
+
+    for _ in range(2):
+        measure(x, u, batch)
+    assert len(traces) == 1
+
+
+### custom_vjp
+
+
+@jax.custom_vjp
+def cube(x):
+    return x**3
+
+
+cube.defvjp(lambda x: (cube(x), x), lambda x, g: (3 * x**2 * g,))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_custom_vjp_works_or_names_the_modes_that_do(mode):
+    def loss(x):
+        return jnp.sum(jax.jit(cube)(x))
+
+    x, u = jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0])
+    if mode in ("reverse_over_reverse", "finite_difference"):
+        s = directional_sharpness(loss, x, u, mode=mode)
+        np.testing.assert_allclose(s, 12, rtol=1e-3)
+    else:
+        with pytest.raises(TypeError, match=r"cube.*reverse_over_reverse") as raised:
+            directional_sharpness(loss, x, u, mode=mode)
+        assert "finite_difference" in str(raised.value)
+
+
+def test_other_type_errors_of_the_loss_pass_through():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        directional_sharpness(lambda x: x + "a", jnp.ones(2), jnp.ones(2))
+
+
+### bad input
+
+
+def sum_of_squares(x):
+    return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(x))
+
+
+def refuses(match, params, direction, loss=sum_of_squares, error=ValueError, **options):
+    args = options.pop("args", ())
+    with pytest.raises(error, match=match) as raised:
+        directional_sharpness(loss, params, direction, *args, **options)
+    assert "\n" not in str(raised.value)
+
+
+ONE = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"b": jnp.ones(4)}, r"direction\['b'\].*expected \(3,\), got \(4,\)"),
+        ({"b": jnp.ones(3, "int32")}, r"direction\['b'\].*float32, got int32"),
+        ({"b": jnp.ones(3, "bfloat16")}, r"\['b'\].*bfloat16.*cast_like"),
+        ({"b": jnp.zeros(3).at[1].set(jnp.nan)}, r"direction\['b'\] .*not finite"),
+        ({"b": jnp.full(3, -jnp.inf)}, r"direction\['b'\] .*not finite"),
+        ({"b": jnp.zeros(3), "w": jnp.zeros((2, 3))}, "zero in every coordinate"),
+        ({"c": jnp.ones(3)}, r"structure of params: unexpected \['c'\]"),
+    ],
+)
+def test_a_wrong_direction_is_named(change, match):
+    refuses(match, ONE, ONE | change)
+    refuses("direction 'mine'", ONE, {"fine": ONE, "mine": ONE | change})
+
+
+def test_a_missing_leaf_and_another_container_are_named():
+    refuses(r"missing \['b'\]", ONE, {"w": ONE["w"]})
+    refuses("expected PyTreeDef", (jnp.ones(2),), [jnp.ones(2)])
+
+
+def test_traced_zero_directions_give_nan():
+    s = jax.jit(lambda u: directional_sharpness(sum_of_squares, ONE, u))
+    assert jnp.isnan(s(jax.tree.map(jnp.zeros_like, ONE)))
+
+
+def test_parameters_that_have_no_hessian_are_refused():
+    refuses(r"params\['n'\].*int32.*where", {"n": jnp.arange(2)}, {"n": jnp.arange(2)})
+    refuses("no leaves", {}, {})
+    refuses("selects no leaf", ONE, ONE, where=lambda path: "x" in path)
+
+
+def test_a_loss_that_is_not_one_finite_scalar_is_refused():
+    refuses(r"scalar.*shape \(3,\)", ONE, ONE, loss=lambda x: x["b"])
+    refuses("got a tuple", ONE, ONE, loss=lambda x: (1.0, x))
+    refuses("int32", ONE, ONE, loss=lambda _: jnp.int32(1))
+    refuses("finite; got", ONE, ONE, loss=lambda x: jnp.nan * jnp.sum(x["b"]))
+
+
+def test_wrong_options_are_refused():
+    refuses("mode.*'forward_over_reverse'.*got 'jvp'", ONE, ONE, mode="jvp")
+    refuses("positive int; got 0", ONE, ONE, args=(jnp.ones(4),), microbatches=0)
+    refuses("an array in .*args", ONE, ONE, microbatches=2)
+    refuses(
+        r"args\[0\]\['x'\] has 5 rows, which 2 microbatches do not divide", ONE, ONE,
+        args=({"x": jnp.ones(5)},), microbatches=2, loss=lambda x, _: sum_of_squares(x),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("weight", [None, lambda _: 0.0])
+def test_a_mean_over_nothing_is_refused(weight):
+    batches = [] if weight is None else [1.0]
+    with pytest.raises(ValueError, match="at least one batch"):
+        diagnostics.mean_over_batches(lambda x: x, batches, weight=weight)

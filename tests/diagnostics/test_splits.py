@@ -1,0 +1,132 @@
+"""Which coordinates carry slope and curvature, against dense Hessians."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from optax_clip import diagnostics
+
+from . import problems
+from .problems import tokens, transformer_loss, waves
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+
+def test_block_splits_of_a_transformer_are_those_of_the_dense_hessian(rng, x64):
+    x = problems.transformer_params(rng, jnp.float64)
+    u, batch = problems.like(rng, x), problems.text(rng, dtype=jnp.float64)
+
+    def block(path):
+        return path.split("/")[0]
+
+    split = functools.partial(
+        diagnostics.split_sharpness, transformer_loss, blocks=block
+    )
+    parts = jax.jit(split)(x, u, batch)
+    _, g, h = problems.dense(transformer_loss, x, batch)
+    v = problems.flat(u) / np.linalg.norm(problems.flat(u))
+    names = jax.tree_util.tree_map_with_path(
+        lambda path, a: jnp.full(a.shape, sorted(x).index(path[0].key)), x
+    )
+    ids = np.asarray(ravel_pytree(names)[0])
+    for b, name in enumerate(sorted(x)):
+        vb = np.where(ids == b, v, 0)
+        np.testing.assert_allclose(parts[name].norm, vb @ vb, rtol=1e-10)
+        np.testing.assert_allclose(parts[name].slope, g @ vb, rtol=1e-9)
+        np.testing.assert_allclose(parts[name].within, vb @ h @ vb, rtol=1e-9)
+        for c, other in enumerate(sorted(x)):
+            if other != name:
+                vc = np.where(ids == c, v, 0)
+                np.testing.assert_allclose(
+                    parts[name].cross[other], vb @ h @ vc, rtol=1e-7, atol=1e-12
+                )
+    total = sum(p.within + sum(p.cross.values()) for p in parts.values())
+    np.testing.assert_allclose(total, v @ h @ v, rtol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["reverse_over_reverse", "finite_difference"])
+@pytest.mark.parametrize("microbatches", [None, 4])
+def test_other_modes_and_streams_split_alike(rng, x64, mode, microbatches):
+    x, u, batch = problems.draw_waves(rng, jnp.float64)
+    wanted = diagnostics.split_sharpness(waves, x, u, batch)
+    got = diagnostics.split_sharpness(
+        waves, x, u, batch, mode=mode, microbatches=microbatches, weight=tokens
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), got, wanted)
+
+
+def test_stacked_layers_are_blocks_of_their_own(rng):
+    x, u, batch = problems.draw_waves(rng)
+
+    def blocks(path):
+        return diagnostics.Stacked(path) if path == "w" else path
+
+    parts = diagnostics.split_sharpness(waves, x, u, batch, blocks=blocks)
+    assert set(parts) == {"b", "w/0", "w/1", "w/2", "w/3"}
+    wanted = diagnostics.directional_derivatives(waves, x, u, batch)
+    total = sum(p.within + sum(p.cross.values()) for p in parts.values())
+    np.testing.assert_allclose(total, wanted.curvature, rtol=1e-5)
+    np.testing.assert_allclose(sum(p.norm for p in parts.values()), 1, rtol=1e-5)
+    slope = sum(p.slope for p in parts.values())
+    np.testing.assert_allclose(slope, wanted.slope, rtol=1e-5)
+
+
+def test_masked_shares_are_those_of_the_dense_hessian(rng, x64):
+    x, u, batch = problems.draw_waves(rng, jnp.float64)
+    mask = diagnostics.top_coordinates(u, 0.2)
+    m = diagnostics.masked_sharpness(waves, x, u, mask, batch)
+    _, g, h = problems.dense(waves, x, batch)
+    v = problems.flat(u) / np.linalg.norm(problems.flat(u))
+    t = np.where(problems.flat(mask), v, 0)
+    r = v - t
+    np.testing.assert_allclose(m.coordinates, 8 / 40)
+    np.testing.assert_allclose(m.norm, t @ t)
+    np.testing.assert_allclose(m.slope, [g @ t, g @ r])
+    np.testing.assert_allclose(m.curvature, [t @ h @ t, 2 * t @ h @ r, r @ h @ r])
+    np.testing.assert_allclose(m.slope_share, g @ t / (g @ v))
+    np.testing.assert_allclose(m.curvature_share, 1 - r @ h @ r / (v @ h @ v))
+    np.testing.assert_allclose(m.rest_sharpness, r @ h @ r / (r @ r))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_top_coordinates_are_the_largest(rng, fraction, dtype):
+    tree = {"a": jnp.asarray(rng.normal(size=(5, 7)), dtype), "b": jnp.ones(3, dtype)}
+    mask = jax.jit(diagnostics.top_coordinates)(tree, fraction)
+    magnitudes, chosen = np.abs(problems.flat(tree)), problems.flat(mask) > 0
+    assert chosen.sum() <= int(fraction * 38)
+    limit = np.sort(magnitudes)[::-1][int(fraction * 38)]
+    np.testing.assert_array_equal(chosen, magnitudes > limit)
+
+
+def test_persistence_counts_old_new_and_both_by_block():
+    old = {"a": jnp.array([True, True, False]), "b": jnp.array([False])}
+    new = {"a": jnp.array([False, True, True]), "b": jnp.array([True])}
+    assert diagnostics.mask_persistence(old, new) == (2, 3, 1)
+    by_leaf = diagnostics.mask_persistence(old, new, blocks=lambda path: path)
+    assert by_leaf["a"] == (2, 2, 1)
+    assert by_leaf["a"].share == 0.5
+    assert by_leaf["b"] == (0, 1, 0)
+
+
+def test_bad_input_is_named(rng):
+    x, u, batch = problems.draw_waves(rng)
+
+    def refuses(match, f, *args, error=ValueError, **options):
+        with pytest.raises(error, match=match):
+            f(waves, x, *args, **options)
+
+    split, masked = diagnostics.split_sharpness, diagnostics.masked_sharpness
+    refuses("hashable; got list for 'b'", split, u, batch, blocks=list, error=TypeError)
+    refuses("mode must be one of", split, u, batch, mode="forward_over_forward")
+    refuses("expected one direction", split, {"a": u, "b": u}, batch)
+    refuses(r"mask\['b'\] must be boolean.*got float32", masked, u, u, batch)
+    refuses("mask must have the tree", masked, u, [jnp.array(True)], batch)
+    with pytest.raises(ValueError, match="no axis"):
+        diagnostics.block_norms({"a": jnp.ones(())}, diagnostics.Stacked)
+    with pytest.raises(ValueError, match="no leaves"):
+        diagnostics.top_coordinates({}, 0.5)
