@@ -1,0 +1,190 @@
+"""English-French pairs: where they come from, how they are split, and their tokens.
+
+    committed_split() / file_split(path, seed) / opus_books_split(seed)
+        -> Split(train, valid) of Pair
+        -> tokenise(pairs, vocabulary, max_length) -> Tokenised(arrays, dropped)
+        -> batch_at(arrays, batch_size, seed, step), a pure function of its arguments
+
+Everything is tokenised once and padded to one length, so that an epoch is a
+permutation of rows and any step of any run can be recomputed from its number.
+"""
+
+import itertools
+import lzma
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from examples.data.vocabulary import Vocabulary
+
+PREFIX = "translate English to French: "
+HELD_OUT = ("wesnoth-tsg", "wesnoth-sota")
+_EN_FR = Path(__file__).parent / "en_fr"
+_OPUS_TRAIN, _OPUS_VALID = 10_240, 1_024
+
+Arrays = dict[str, np.ndarray]
+
+
+class Pair(NamedTuple):
+    """One sentence in both languages, and the story or file that it is from."""
+
+    english: str
+    french: str
+    origin: str
+
+
+class Split(NamedTuple):
+    train: list[Pair]
+    valid: list[Pair]
+
+
+class Tokenised(NamedTuple):
+    """Arrays "source" and "target", padded with 0, and how many pairs were too long."""
+
+    arrays: Arrays
+    dropped: int
+
+
+def committed_split() -> Split:
+    """The pairs of this repository; whole stories are held out for validation."""
+    lines = _read_xz(_EN_FR / "en_fr.tsv.xz")
+    origins = _read_xz(_EN_FR / "en_fr.sources.txt.xz")
+    pairs = []
+    for line, origin in zip(lines, origins, strict=True):
+        english, french = line.split("\t")
+        pairs.append(Pair(english, french, origin))
+    return Split(
+        train=[pair for pair in pairs if pair.origin not in HELD_OUT],
+        valid=[pair for pair in pairs if pair.origin in HELD_OUT],
+    )
+
+
+def file_split(path: Path, seed: int, valid_fraction: float = 0.05) -> Split:
+    """The pairs of a user's file, a seeded random part of them held out."""
+    return _random_split(read_tsv(path), seed, valid_fraction)
+
+
+def opus_books_split(seed: int) -> Split:
+    """The papers' data: opus_books en-fr, shuffled, the first 10,240 pairs.
+
+    The papers report training losses only; the next 1,024 pairs are for validation.
+    """
+    try:
+        import datasets
+
+        books = datasets.load_dataset("Helsinki-NLP/opus_books", "en-fr", split="train")
+    except (ImportError, OSError) as error:  # the hub's errors are OSErrors
+        raise RuntimeError(
+            "opus_books needs the `datasets` package (pip install 'optax_clip[hub]') "
+            "and a connection to the Hugging Face hub; the committed pairs and "
+            f"--pairs FILE.tsv need neither ({type(error).__name__})."
+        ) from error
+    rows = books.shuffle(seed=seed).select(range(_OPUS_TRAIN + _OPUS_VALID))
+    pairs = [Pair(row["en"], row["fr"], "opus_books") for row in rows["translation"]]
+    return Split(train=pairs[:_OPUS_TRAIN], valid=pairs[_OPUS_TRAIN:])
+
+
+def read_tsv(path: Path) -> list[Pair]:
+    """Reads English<TAB>French lines; a bad line is an error that names it."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: expected a file of English<TAB>French lines, found no such file."
+        )
+    # Split bytes: str.splitlines would break lines at U+2028 and friends, too.
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    parsed = [_parse(line) for line in lines]
+    bad = [(n, row) for n, row in enumerate(parsed, start=1) if isinstance(row, str)]
+    if bad:
+        number, found = bad[0]
+        others = f"; bad lines in all: {len(bad)}" if len(bad) > 1 else ""
+        raise ValueError(
+            f"{path}, line {number}: expected English<TAB>French in UTF-8, "
+            f"got {found}{others}."
+        )
+    if len(parsed) < 2:
+        raise ValueError(f"{path}: expected at least 2 pairs (train and validation).")
+    columns = [row for row in parsed if isinstance(row, tuple)]
+    return [Pair(english, french, path.name) for english, french in columns]
+
+
+def tokenise(
+    pairs: Sequence[Pair], vocabulary: Vocabulary, max_length: int = 64
+) -> Tokenised:
+    """Tokenises once; pairs with a side of more than max_length tokens are dropped."""
+    source = vocabulary.encode([PREFIX + pair.english for pair in pairs])
+    target = vocabulary.encode([pair.french for pair in pairs])
+    kept = [
+        (s, t)
+        for s, t in zip(source, target, strict=True)
+        if max(len(s), len(t)) <= max_length
+    ]
+    if not kept:
+        raise ValueError(
+            f"expected pairs of at most {max_length} tokens, got none among "
+            f"{len(pairs)}: raise the maximal length."
+        )
+    arrays = {
+        name: _pad([pair[side] for pair in kept], max_length)
+        for side, name in enumerate(("source", "target"))
+    }
+    return Tokenised(arrays, dropped=len(pairs) - len(kept))
+
+
+def rows_at(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """The rows of batch number `step`: epochs are permutations, remainders dropped."""
+    per_epoch = count // batch_size
+    if per_epoch == 0:
+        raise ValueError(
+            f"expected at least one batch of {batch_size} rows, got {count} rows: "
+            "lower the batch size or give more data."
+        )
+    epoch, index = divmod(step, per_epoch)
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    return order[index * batch_size : (index + 1) * batch_size]
+
+
+def batch_at(arrays: Arrays, batch_size: int, seed: int, step: int) -> Arrays:
+    """Batch number `step` of an endless stream, recomputed from the numbers alone."""
+    rows = rows_at(len(arrays["source"]), batch_size, seed, step)
+    return {name: array[rows] for name, array in arrays.items()}
+
+
+def batches(
+    arrays: Arrays, batch_size: int, seed: int, start: int = 0
+) -> Iterator[Arrays]:
+    """The endless stream of batches from step `start` on."""
+    return (batch_at(arrays, batch_size, seed, step) for step in itertools.count(start))
+
+
+def _read_xz(path: Path) -> list[str]:
+    return lzma.decompress(path.read_bytes()).decode().removesuffix("\n").split("\n")
+
+
+def _parse(line: bytes) -> tuple[str, str] | str:
+    """Both columns, or what is there instead of them."""
+    try:
+        columns = line.decode("utf-8-sig").strip("\r").split("\t")
+    except UnicodeDecodeError:
+        return "bytes that are not UTF-8"
+    if len(columns) != 2:
+        return f"{len(columns)} column{'s' if len(columns) > 1 else ''}"
+    english, french = (column.strip() for column in columns)
+    if not (english and french):
+        return "an empty column"
+    return english, french
+
+
+def _random_split(pairs: list[Pair], seed: int, valid_fraction: float) -> Split:
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    held_out = max(1, round(valid_fraction * len(pairs)))
+    shuffled = [pairs[row] for row in order]
+    return Split(train=shuffled[held_out:], valid=shuffled[:held_out])
+
+
+def _pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    padded = np.zeros((len(rows), length), np.int32)
+    for row, tokens in zip(padded, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return padded

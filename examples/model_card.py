@@ -1,0 +1,98 @@
+"""The model card and loss curve of a pretraining run, made from the run's own files."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from examples import run_folder
+from examples.models.t5 import Params
+
+_CARD = """\
+# t5-enfr-small
+
+A small T5 (v1.0 layout: ReLU, tied output layer) of {parameters:,} parameters,
+pretrained **from scratch** by span corruption on English and French. It is not
+t5-small and shares no weights with it. It exists so that the fine-tuning example of
+this repository starts from trained weights.
+
+| | |
+|---|---|
+| made by | `python -m examples.pretrain_t5` |
+| data | both languages of the training stories in `examples/data/en_fr`, each language as one text, about 770,000 tokens; `wesnoth-tsg` and `wesnoth-sota` held out |
+| vocabulary | `examples/data/vocabulary/spiece.model`, {vocab_size:,} ids |
+| objective | span corruption: 15 % noise, mean span 3, windows of {source_length} source tokens |
+| training | {steps:,} steps of {batch_size} windows, Adam relative to the RMS of each weight, peak rate {learning_rate:g}, {warmup_steps} warm-up steps, cosine to 0, dropout {dropout_rate:g} |
+| time | {minutes:.0f} minutes on {device}, shared with other work |
+| software | Python {python}, JAX {jax}, Flax {flax}, Optax {optax} |
+| training loss | {train_loss:.3f} (mean of the last {tail} steps) |
+| held-out loss | {held_out_loss:.3f} (same objective, fixed masks, held-out stories; {first_held_out_loss:.2f} at step 0) |
+| weights | `model.safetensors`, float16, names as in Hugging Face `transformers` |
+
+![Loss during pretraining](loss.png)
+
+The curve's numbers are in `loss.csv`. The text is dialogue and story of two fantasy and
+science-fiction games; expect nothing outside that genre.
+
+Licence of the data: derived from the English and French message catalogues of Battle
+for Wesnoth 1.16.9 (GPL-2.0-or-later) and FreedroidRPG 1.0 (GPL-2.0), see
+`examples/data/en_fr/README.md`; these weights, learned from that text, are offered under
+GPL-2.0 as well, and are not part of the wheel.
+"""  # noqa: E501
+
+
+def write(folder: Path, run: Path, params: Params) -> None:
+    """Writes README.md, loss.csv and loss.png of the finished run into `folder`."""
+    facts = json.loads((run / "settings.json").read_text())
+    metrics = run_folder.read_metrics(run)
+    train = [line["loss"] for line in metrics if "loss" in line]
+    held_out = [line for line in metrics if "held_out_loss" in line]
+    tail = min(100, len(train))
+    card = _CARD.format(
+        **facts["settings"],
+        **facts["made_with"],
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        minutes=metrics[-1]["seconds"] / 60,
+        tail=tail,
+        train_loss=np.mean(train[-tail:]),
+        held_out_loss=held_out[-1]["held_out_loss"],
+        first_held_out_loss=held_out[0]["held_out_loss"],
+        vocab_size=next(leaf.shape[0] for leaf in jax.tree.leaves(params["embed"])),
+    )
+    rows = _curve(train, held_out)
+    (folder / "README.md").write_text(card)
+    with (folder / "loss.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("step", "train_loss", "held_out_loss"), *rows])
+    _plot(rows, folder / "loss.png")
+
+
+def _curve(train: list[float], held_out: list[dict[str, Any]]) -> list[tuple]:
+    """Held-out losses, each beside the mean training loss since the one before."""
+    rows, before = [], 0
+    for line in held_out:
+        step = line["step"]
+        since = train[before:step] or train[:1]
+        rows.append(
+            (step, round(float(np.mean(since)), 4), round(line["held_out_loss"], 4))
+        )
+        before = step
+    return rows
+
+
+def _plot(rows: list[tuple], path: Path) -> None:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    steps, train, held_out = zip(*rows, strict=True)
+    with mpl.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(5, 3), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(steps, train, label="training text")
+        axes.plot(steps, held_out, label="held-out stories")
+        axes.set(xlabel="step", ylabel="span-corruption loss")
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, dpi=150)

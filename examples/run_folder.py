@@ -1,0 +1,121 @@
+"""A run folder: what was asked for, and what came out.
+
+    runs/<name>/settings.json     the settings, and the software that ran them
+                metrics.jsonl     one line per step and per evaluation
+                checkpoints/<n>/  the state after n updates (`examples.training`)
+
+A run of several trainings has one settings.json and a sub-folder for each training.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+Line = dict[str, Any]
+
+
+def open_run(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    """Claims a folder for these settings, or says in one sentence why it cannot."""
+    path = folder / "settings.json"
+    wanted = json.loads(json.dumps(dict(settings), default=str))
+    if path.is_file():
+        found = json.loads(path.read_text())["settings"]
+        if found != wanted:
+            raise FileExistsError(
+                f"{folder} belongs to a run with other settings "
+                f"({_differences(found, wanted)}): name another run folder."
+            )
+        if not resume:
+            raise FileExistsError(
+                f"{folder} already holds a run with these settings: continue it with "
+                "--resume or name another run folder."
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not a run folder: name another one.")
+    elif resume:
+        raise FileNotFoundError(f"{folder} holds no run to resume: leave out --resume.")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"settings": wanted, "made_with": provenance()}
+        write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def provenance() -> dict[str, str]:
+    """The software and hardware that numbers were made with."""
+    kind = jax.devices()[0].device_kind
+    device = f"{jax.device_count()} x {kind}" if kind != "cpu" else "CPU"
+    packages = ("jax", "flax", "optax")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "device": f"{device}, {os.cpu_count()} cores, {platform.machine()}",
+    }
+
+
+def read_metrics(folder: Path) -> list[Line]:
+    """The lines of metrics.jsonl, without one that a kill cut in two."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@contextlib.contextmanager
+def metrics_log(folder: Path, start: int) -> Iterator[Callable[..., Line]]:
+    """`log(step, **values)` appends; lines of steps to be run again are dropped."""
+    kept = [line for line in read_metrics(folder) if line["step"] < start]
+    path = folder / "metrics.jsonl"
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    begin = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+
+    with path.open("a", buffering=1) as file:
+
+        def log(step: int, **values: Any) -> Line:
+            seconds = round(time.monotonic() - begin, 3)
+            line = {"step": step, **_jsonable(values), "seconds": seconds}
+            file.write(json.dumps(line) + "\n")
+            return line
+
+        yield log
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file of a run, whole or not at all."""
+    write_text(path, json.dumps(_jsonable(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def _jsonable(value: Any) -> Any:
+    """Python numbers; JSON has no NaN and no infinity, they become null."""
+    if isinstance(value, Mapping):  # not jax.tree.map, which sorts the names
+        return {name: _jsonable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    number = value.item() if hasattr(value, "item") else value
+    finite = not isinstance(number, float) or math.isfinite(number)
+    return number if finite else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """All or nothing, whenever the process is killed."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    missing = "nothing"
+    return ", ".join(
+        f"{name}: {found.get(name, missing)} there, {wanted.get(name, missing)} here"
+        for name in sorted({*found, *wanted})
+        if found.get(name, missing) != wanted.get(name, missing)
+    )
