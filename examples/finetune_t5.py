@@ -1,0 +1,213 @@
+"""Fine-tunes a T5 on English-French: `python -m examples.finetune_t5` (the main job).
+
+One checkpoint, the same batches, three optimizers: SGD, SGD with 5 % of the coordinates
+clipped, and Adam, each at the learning rate that `examples.sweep_learning_rates` found.
+Along SGD's trajectory the paper's seven optimizers make pseudo-updates, and their
+directional sharpness is measured. Everything goes to runs/finetune_t5; interrupted, it
+goes on with --resume, to the same numbers.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+
+import optax_clip
+from examples import plots, report, run_folder, training
+from examples.measurements import TRAJECTORY, Instruments, with_pseudo_updates
+from examples.models import huggingface
+from examples.optimizers import (
+    OPTIMIZERS,
+    check_names,
+    learning_rates,
+    tuning_note,
+)
+from examples.task import Task, load_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Fine-tunes a T5 on English-French pairs with several optimizers."""
+
+    optimizer: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(help=f"One or several of {', '.join(OPTIMIZERS)}."),
+    ] = ("sgd", "clipped_sgd", "adam")
+    learning_rate: float | None = None
+    """For a single optimizer; without it, that of the committed sweep."""
+    fraction: float = 0.05
+    """Share of the coordinates to clip, in [0, 1)."""
+    steps: int = 200
+    batch_size: int = 16
+    """Pairs in each step's batch."""
+    max_length: int = 40
+    """Longest source and target in tokens; longer pairs are dropped."""
+    measurements: int = 3
+    """How often, evenly spaced, to take the validation loss and the sharpness."""
+    measured_batches: int = 2
+    """Size, in batches, of the fixed sample of training pairs for the sharpness."""
+    held_out: int = 256
+    """Held-out pairs in the validation loss; a quarter of them is translated."""
+    init: str = "examples/checkpoints/t5-enfr-small"
+    """A folder with a T5 in the Hugging Face layout, or a name on the hub."""
+    dataset: Literal["en_fr", "opus_books"] = "en_fr"
+    """The committed pairs, or the papers' data from the Hugging Face hub."""
+    pairs: Path | None = None
+    """A file of English<TAB>French lines, instead of the dataset."""
+    seed: int = 0
+    run: Path = Path("runs/finetune_t5")
+    """The run folder."""
+    save_every: int = 50
+    """Steps between checkpoints."""
+    resume: bool = False
+    """Continue the run in that folder."""
+
+    def check(self) -> None:
+        """Refuses what no run can mean, in one sentence."""
+        check_names(self.optimizer)
+        if not 0 <= self.fraction < 1:
+            raise ValueError(f"--fraction must be in [0, 1); got {self.fraction}.")
+        rate = self.learning_rate
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ValueError(f"--learning-rate must be positive; got {rate}.")
+        if self.pairs and self.dataset != "en_fr":
+            raise ValueError("--pairs and --dataset exclude each other: choose one.")
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "seed" else 1
+            if field.type is int and value < least:
+                flag = field.name.replace("_", "-")
+                raise ValueError(f"--{flag} must be at least {least}; got {value}.")
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the numbers; where and how often they are saved does not."""
+        fields = dataclasses.asdict(self)
+        for name in ("run", "save_every", "resume"):
+            del fields[name]
+        return fields
+
+    def training(self) -> dict[str, Any]:
+        """What the best learning rate depends on."""
+        fields = dataclasses.asdict(self)
+        return {name: fields[name] for name in _TRAINING}
+
+
+_TRAINING = (
+    "fraction",
+    "steps",
+    "batch_size",
+    "max_length",
+    "init",
+    "dataset",
+    "pairs",
+    "seed",
+)
+
+
+def prepare(settings: Settings) -> tuple[Task, dict[str, float | None]]:
+    """Everything that can be refused, before any work; claims the run folder last."""
+    settings.check()
+    rates = learning_rates(settings.optimizer, settings.learning_rate)
+    task = load_task(settings)
+    identity = settings.decisive() | {"learning_rates": rates}
+    run_folder.open_run(settings.run, identity, resume=settings.resume)
+    return task, rates
+
+
+def main(settings: Settings, task: Task, rates: dict[str, float | None]) -> None:
+    """Fine-tunes with each optimizer, measures along the way, reports."""
+    print(describe(settings, task), flush=True)
+    instruments = Instruments(task, settings.measured_batches)
+    for name, rate in rates.items():
+        fine_tune(settings, task, instruments, name, rate)
+    facts = {"settings": settings.decisive(), "pairs": task.counts()}
+    report.summarise(settings.run, list(rates), facts)
+    plots.plot_run(settings.run)
+    report.show(settings.run)
+
+
+def fine_tune(
+    settings: Settings,
+    task: Task,
+    instruments: Instruments,
+    name: str,
+    rate: float | None,
+) -> None:
+    """Trains with one optimizer and leaves everything about it in a sub-folder."""
+    folder = settings.run / name
+    plain = OPTIMIZERS[name](rate, settings.fraction)
+    facts = {
+        "learning_rate": rate,
+        "state_bytes": _state_bytes(plain, task.params),
+        "diverged": None,
+    }
+    optimizer = optax.named_chain(("optimizer", plain))
+    if name == TRAJECTORY:
+        optimizer = with_pseudo_updates(plain, rate, settings.fraction)
+    try:
+        state = training.train(
+            folder,
+            task.train_loss,
+            task.params,
+            optimizer,
+            task.batch_at,
+            steps=settings.steps,
+            seed=settings.seed,
+            observe=_clip_metrics,
+            evaluate=instruments.evaluate,
+            evaluate_every=-(-settings.steps // settings.measurements),
+            save_every=settings.save_every,
+            label=name,
+        )
+    except training.DivergedError as error:
+        run_folder.write_json(folder / "facts.json", facts | {"diverged": error.step})
+        return
+    huggingface.save(folder / "model", task.config, state.params, jnp.float32)
+    (folder / "model" / "spiece.model").write_bytes(task.spiece.read_bytes())
+    translated = instruments.translate(state.params)
+    run_folder.write_json(folder / "translations.json", translated)
+    if name == TRAJECTORY:
+        sharpness = run_folder.read_metrics(folder)[-1]["sharpness"]
+        landscape = instruments.landscape(state, sharpness)
+        run_folder.write_json(settings.run / "landscape.json", landscape)
+        histogram = instruments.histogram(state)
+        run_folder.write_json(settings.run / "histogram.json", histogram)
+    run_folder.write_json(folder / "facts.json", facts)
+
+
+def describe(settings: Settings, task: Task) -> str:
+    """What is about to happen, for people."""
+    counts = task.counts()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.params))
+    return (
+        f"{settings.init}: {parameters:,} parameters; {counts['train']:,} pairs to "
+        f"train on, {counts['dropped']:,} of more than {settings.max_length} tokens "
+        f"dropped, {counts['held_out']:,} held out. Results go to {settings.run}."
+        + ("" if settings.learning_rate else tuning_note(settings.training()))
+    )
+
+
+def _clip_metrics(opt_state: Any) -> training.Metrics:
+    """Those of the optimizer itself, not of the pseudo-updates."""
+    return optax_clip.clip_metrics(opt_state["optimizer"])
+
+
+def _state_bytes(optimizer: optax.GradientTransformation, params: Any) -> int:
+    state = jax.eval_shape(optimizer.init, params)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def cli() -> None:
+    settings = tyro.cli(Settings, prog="python -m examples.finetune_t5")
+    try:
+        prepared = prepare(settings)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        raise SystemExit(f"finetune_t5: {error}") from None
+    main(settings, *prepared)
+
+
+if __name__ == "__main__":
+    cli()

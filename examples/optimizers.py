@@ -1,0 +1,122 @@
+"""The optimizers that the examples choose from, by name, and their learning rates."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optax
+
+import optax_clip
+
+LEARNING_RATES = Path(__file__).parent / "results" / "learning_rates.json"
+
+Factory = Callable[[Any, float], optax.GradientTransformation]
+
+
+def _sgd(rate: Any, _: float) -> optax.GradientTransformation:
+    """`clipped_sgd` without its clip: the plain chain, which compiles faster."""
+    return optax.chain(optax.ema(0.9, debias=False), optax.scale_by_learning_rate(rate))
+
+
+def _normalized_sgd(rate: Any, _: float) -> optax.GradientTransformation:
+    """`clipped_normalized_sgd` without its clip."""
+    return optax.chain(
+        optax.ema(0.9, debias=False),
+        optax_clip.normalize_by_block_rms(),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+# (learning rate, clipped fraction) -> optimizer. Momentum is the papers' moving average
+# with 0.9; those that do not clip ignore the fraction.
+OPTIMIZERS: Mapping[str, Factory] = {
+    "sgd": _sgd,
+    "clipped_sgd": optax_clip.clipped_sgd,
+    "adam": lambda rate, _: optax.adam(rate),
+    "clipped_adam": optax_clip.clipped_adam,
+    "adafactor": lambda rate, _: optax_clip.clipped_adafactor(rate, 0.0),
+    "clipped_adafactor": optax_clip.clipped_adafactor,
+    "normalized_sgd": _normalized_sgd,
+    "clipped_normalized_sgd": optax_clip.clipped_normalized_sgd,
+    "lion": lambda rate, _: optax.lion(rate, weight_decay=0.0),
+    "clipped_lion": optax_clip.clipped_lion,
+}
+
+# The seven whose directions the paper compares on one trajectory.
+PAPER = (
+    "sgd",
+    "clipped_sgd",
+    "adam",
+    "normalized_sgd",
+    "clipped_normalized_sgd",
+    "adafactor",
+    "clipped_adafactor",
+)
+
+# Without a learning rate Adafactor takes its relative step.
+_RELATIVE = ("adafactor", "clipped_adafactor")
+
+_LABELS = {
+    "sgd": "SGD",
+    "adam": "Adam",
+    "adafactor": "Adafactor",
+    "normalized_sgd": "normalized SGD",
+    "lion": "Lion",
+}
+
+
+def label(name: str, fraction: float) -> str:
+    """The name for people: "SGD, 5 % clipped"."""
+    base = _LABELS[name.removeprefix("clipped_")]
+    return f"{base}, {100 * fraction:g} % clipped" if is_clipped(name) else base
+
+
+def is_clipped(name: str) -> bool:
+    return name.startswith("clipped_")
+
+
+def check_names(names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in OPTIMIZERS]
+    if unknown or not names:
+        raise ValueError(
+            f"--optimizer: expected some of {', '.join(OPTIMIZERS)}; "
+            f"got {', '.join(unknown) or 'none'}."
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"--optimizer: each only once; got {', '.join(names)}.")
+
+
+def learning_rates(
+    names: Sequence[str], given: float | None, swept: Path = LEARNING_RATES
+) -> dict[str, float | None]:
+    """The learning rate of each: the given one, or the winner of the committed sweep.
+
+    None stands for Adafactor's relative step.
+    """
+    if given is not None:
+        if len(names) > 1:
+            raise ValueError(
+                "--learning-rate is for one optimizer; got "
+                f"{', '.join(names)}: choose one with --optimizer."
+            )
+        return dict.fromkeys(names, given)
+    known = json.loads(swept.read_text())["chosen"] if swept.is_file() else {}
+    missing = [name for name in names if name not in {*known, *_RELATIVE}]
+    if missing:
+        raise ValueError(
+            f"no learning rate is known for {', '.join(missing)}: the sweep has "
+            f"{', '.join(known) or 'none'}; choose one optimizer and give "
+            "--learning-rate, or run examples.sweep_learning_rates."
+        )
+    return {name: known.get(name) for name in names}
+
+
+def tuning_note(training: Mapping[str, Any], swept: Path = LEARNING_RATES) -> str:
+    """Says where this training differs from the one that the rates were swept on."""
+    if not swept.is_file():
+        return ""
+    found = json.loads(swept.read_text())["settings"]
+    different = [k for k, v in training.items() if v != found.get(k)]
+    changes = ", ".join(f"{k} {found.get(k)}, here {training[k]}" for k in different)
+    return f"\nThe learning rates were swept with {changes}." if changes else ""

@@ -1,0 +1,214 @@
+"""Finds the learning rates of the main job: `python -m examples.sweep_learning_rates`.
+
+Every optimizer trains as in `examples.finetune_t5`, on the same batches, for as many
+steps, with the same seed; the rate with the lowest training loss at the end is chosen.
+Rates are half-decades. The search walks in decades until the best one has a worse one
+on both sides, then tries the half-decades beside it. About 20 minutes on 2 CPU cores.
+
+Every run is one line of runs/sweep_learning_rates/runs.jsonl, and --resume repeats none
+of them. The result, with every run in it, is examples/results/learning_rates.json.
+"""
+
+import datetime
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+from rich.console import Console
+
+from examples import report, run_folder
+from examples.finetune_t5 import Settings
+from examples.optimizers import LEARNING_RATES, OPTIMIZERS
+from examples.task import Task, load_task
+from examples.training import TrainState, train_step
+
+# Where the search begins, in half-decades: -4 is 1e-2. It goes on from there by itself.
+_START = {
+    "sgd": 0,
+    "clipped_sgd": 2,
+    "normalized_sgd": -6,
+    "clipped_normalized_sgd": -6,
+}
+_START_ELSEWHERE = -5
+_FARTHEST = 16  # half-decades from the start, where something else must be wrong
+
+_DEFAULT = Settings(run=Path("runs/sweep_learning_rates"))
+
+Run = dict[str, Any]
+
+
+def main(
+    settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = _DEFAULT,
+    out: Path = LEARNING_RATES,
+) -> None:
+    """Sweeps the learning rate of each optimizer.
+
+    Args:
+        settings: those of the fine-tuning that the learning rates are for.
+        out: the result; what it has of other optimizers stays.
+    """
+    settings.check()
+    if settings.learning_rate is not None:
+        raise ValueError("--learning-rate: a sweep finds it; leave it out.")
+    before = _result_to_extend(out, settings)
+    task = load_task(settings)
+    run_folder.open_run(settings.run, settings.training(), resume=settings.resume)
+    runs = _Runs(settings.run / "runs.jsonl", Console())
+    for name in settings.optimizer:
+        train = trainer(task, name, settings.fraction, settings.steps)
+        search(lambda half, n=name, t=train: runs.loss(n, half, t), _start(name))
+    write_result(out, settings, [*before, *runs.lines])
+
+
+def search(loss: Callable[[int], float], start: int) -> int:
+    """The half-decade with the lowest loss, with a worse one on both sides.
+
+    `loss` may be asked for the same half-decade again, and returns inf for a run that
+    diverged.
+    """
+    best = start
+    while (better := _lowest(loss, best, 2)) != best:
+        best = better
+        if abs(best - start) > _FARTHEST:
+            raise ValueError(f"no best learning rate as far as {rate(best):g}.")
+    return _lowest(loss, best, 1)
+
+
+def _lowest(loss: Callable[[int], float], half: int, stride: int) -> int:
+    if loss(half) == math.inf:
+        return half - stride
+    return min((half, half - stride, half + stride), key=loss)
+
+
+def rate(half_decade: int) -> float:
+    """10^(h/2) in three digits, as people write it: 0.316, 1, 3.16."""
+    return float(f"{10 ** (half_decade / 2):.3g}")
+
+
+def trainer(
+    task: Task, name: str, fraction: float, steps: int
+) -> Callable[[float], list[float]]:
+    """Learning rate -> training losses; one compilation serves all rates."""
+    optimizer = optax.inject_hyperparams(
+        lambda learning_rate: OPTIMIZERS[name](learning_rate, fraction)
+    )
+    step_function = train_step(task.train_loss, optimizer(learning_rate=1.0))
+    key = jax.random.key(task.seed)
+
+    def train(learning_rate: float) -> list[float]:
+        params = jax.tree.map(jnp.copy, task.params)
+        state = TrainState(params, optimizer(learning_rate=learning_rate).init(params))
+        losses: list[float] = []
+        for step in range(steps):
+            state, metrics = step_function(
+                state, task.batch_at(step), jax.random.fold_in(key, step)
+            )
+            losses.append(float(metrics["loss"]))
+            if not math.isfinite(losses[-1]):
+                break
+        return losses
+
+    return train
+
+
+class _Runs:
+    """The runs so far, each made once and written down when it ends."""
+
+    def __init__(self, path: Path, console: Console) -> None:
+        self.path, self.console = path, console
+        text = path.read_text() if path.is_file() else ""
+        whole = [line for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+        # A line that a kill cut in two goes, or the next one would be glued to it.
+        run_folder.write_text(path, "".join(whole))
+        self.lines: list[Run] = [json.loads(line) for line in whole]
+
+    def loss(
+        self, name: str, half: int, train: Callable[[float], list[float]]
+    ) -> float:
+        """The final training loss with this rate; inf if it diverged."""
+        wanted = {"optimizer": name, "learning_rate": rate(half)}
+        for line in self.lines:
+            if wanted.items() <= line.items():
+                return math.inf if line["loss"] is None else line["loss"]
+        with self.console.status(f"{name}, learning rate {rate(half):g}"):
+            line = wanted | outcome(train(rate(half)))
+        self.lines.append(line)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        said = ", ".join(f"{k} {v}" for k, v in line.items())
+        self.console.print(said, soft_wrap=True)
+        return self.loss(name, half, train)
+
+
+def outcome(losses: Sequence[float]) -> Run:
+    """What is kept of a run; the loss of a diverged one is None."""
+    finite = math.isfinite(losses[-1])
+    return {
+        "loss": round(report.train_loss(losses), 5) if finite else None,
+        "first_loss": round(losses[0], 5),
+        "diverged": None if finite else len(losses) - 1,
+    }
+
+
+def write_result(out: Path, settings: Settings, runs: Sequence[Run]) -> None:
+    """The chosen rates, how they were chosen, and every run."""
+    finished = [run for run in runs if run["loss"] is not None]
+    best = {
+        run["optimizer"]: run["learning_rate"]
+        for run in sorted(finished, key=lambda run: -run["loss"])
+    }
+    order = dict.fromkeys(run["optimizer"] for run in runs)
+    tail = min(report.TAIL, settings.steps)
+    ordered = [
+        run
+        for name in order
+        for run in sorted(runs, key=lambda run: run["learning_rate"])
+        if run["optimizer"] == name
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    run_folder.write_json(
+        out,
+        {
+            "chosen": {name: best[name] for name in order},
+            "rule": f"lowest mean training loss of the last {tail} steps",
+            "command": "python -m examples.sweep_learning_rates",
+            "date": datetime.date.today().isoformat(),
+            "made_with": run_folder.provenance(),
+            "settings": settings.training(),
+            "runs": ordered,
+        },
+    )
+    print(f"{out}: " + ", ".join(f"{name} {best[name]:g}" for name in order))
+
+
+def _result_to_extend(out: Path, settings: Settings) -> list[Run]:
+    """The runs of other optimizers in an earlier result with the same settings."""
+    if not out.is_file():
+        return []
+    found = json.loads(out.read_text())
+    if found["settings"] != json.loads(json.dumps(settings.training(), default=str)):
+        raise ValueError(
+            f"{out} was swept with other settings: give another --out, or remove it."
+        )
+    return [run for run in found["runs"] if run["optimizer"] not in settings.optimizer]
+
+
+def _start(name: str) -> int:
+    return _START.get(name, _START_ELSEWHERE)
+
+
+def cli() -> None:
+    try:
+        tyro.cli(main, prog="python -m examples.sweep_learning_rates")
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        raise SystemExit(f"sweep_learning_rates: {error}") from None
+
+
+if __name__ == "__main__":
+    cli()
