@@ -1,0 +1,87 @@
+"""The benchmarks run, agree with one another and say what they did; no timing here."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+
+import pytest
+
+from benchmarks import contestants, selection
+from examples.models import t5
+
+TINY = t5.T5Config(
+    vocab_size=320, d_model=32, d_kv=8, d_ff=64, num_heads=2,
+    num_layers=1, num_decoder_layers=1,
+)  # fmt: skip
+SMALL = selection.Settings("one-leaf", coordinates=10_000, rounds=1)
+
+
+def test_every_figure_is_measured_and_saved(tmp_path, capsys):
+    settings = dataclasses.replace(SMALL, out=tmp_path / "new" / "selection.json")
+    record = selection.main(settings, TINY)
+    printed = capsys.readouterr().out
+    with_torch = importlib.util.find_spec("torch") is not None
+    for row, figure in zip(record["rows"], selection.FIGURES, strict=True):
+        assert row["figure"] == figure.name
+        assert figure.name in printed
+        absent = figure.name.startswith("torch") and not with_torch
+        assert math.isnan(row["median"]) == (row["met"] is None) == absent
+        assert absent or 0 <= row["min"] <= row["median"] <= row["max"]
+    assert ("torch is not installed" in printed) == (not with_torch)
+    (saved,) = json.loads(settings.out.read_text()).values()
+    assert saved.keys() == record.keys() >= {"command", "date", "made_with"}
+    assert saved["load_average"].keys() == {"before", "after"}
+    assert saved["made_with"].keys() >= {"jax", "optax", "numpy", "python", "device"}
+    assert saved["command"].endswith(
+        "selection --layout one-leaf --coordinates 10000 --rounds 1"
+    )
+
+
+def test_a_configuration_replaces_itself_and_nothing_else(tmp_path):
+    path, device = tmp_path / "selection.json", {"device": "CPU"}
+    record = {"layout": "one-leaf", "coordinates": 9, "made_with": device}
+    for dtype, rows in (("float32", []), ("bfloat16", []), ("float32", [{}])):
+        selection.save(path, {**record, "dtype": dtype, "rows": rows})
+    saved = json.loads(path.read_text())
+    assert {key: value["rows"] for key, value in saved.items()} == {
+        "CPU / one-leaf / 9 / bfloat16": [],
+        "CPU / one-leaf / 9 / float32": [{}],
+    }
+
+
+def test_bfloat16_gives_everybody_the_same_threshold(tmp_path):
+    settings = dataclasses.replace(
+        SMALL, dtype="bfloat16", slow=False, step=False, out=tmp_path / "s.json"
+    )
+    record = selection.main(settings)  # which compares the thresholds
+    assert record["command"].endswith("bfloat16 --rounds 1 --no-slow --no-step")
+    assert record["measured"]["bytes"] == [20_000]
+
+
+def test_the_default_layout_is_t5_small():
+    shapes = selection.leaf_shapes(selection.Settings(), selection.T5_SMALL)
+    assert len(shapes) == 131
+    assert sum(map(math.prod, shapes)) == 60_506_624
+
+
+@pytest.mark.parametrize("coordinates", [1_000_000, 10**9])
+def test_t5_small_is_scaled_leaf_by_leaf(coordinates):
+    settings = selection.Settings(coordinates=coordinates)
+    shapes = selection.leaf_shapes(settings, selection.T5_SMALL)
+    assert len(shapes) == 131
+    assert sum(map(math.prod, shapes)) == pytest.approx(coordinates, rel=0.03)
+
+
+def test_no_two_rounds_have_the_same_gradients():
+    first, second = (
+        contestants.draw(seed, [(1000,)], "float32", peers=True) for seed in (1, 2)
+    )
+    assert contestants.partition(first) != contestants.partition(second)
+
+
+def test_bad_settings_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"--rounds: expected at least 1; got 0"):
+        selection.Settings(rounds=0)
+    with pytest.raises(ValueError, match=r"--coordinates: .* got 10"):
+        selection.Settings(coordinates=10)
