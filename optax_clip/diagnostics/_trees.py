@@ -5,6 +5,7 @@ sharding of its input and costs one all-reduce of a scalar.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,6 +54,18 @@ def tree_move(params: Any, direction: Any, step: jax.typing.ArrayLike) -> Any:
         return moved.astype(x.dtype)
 
     return jax.tree.map(move, params, direction)
+
+
+def tree_draw(draw: Callable[..., jax.Array], key: jax.Array, tree: Any) -> Any:
+    """Returns draw(key, shape, dtype) for every leaf, sharded like the leaf."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    # The zeros have the sharding, and cost nothing once compiled.
+    drawn = [
+        jnp.zeros_like(x) + draw(k, x.shape, x.dtype)
+        for k, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, drawn)
 
 
 def path_name(path: Any) -> str:

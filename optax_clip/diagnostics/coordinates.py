@@ -120,8 +120,7 @@ def coordinate_quantiles(
       tree: pytree of real floating-point arrays.
       quantiles: numbers in (0, 1], shape (n,).
       blocks: ``blocks(path)`` names the block of a leaf, see
-        :func:`coordinate_histogram`; None takes the whole tree. Stacked layers are not
-        split.
+        :func:`coordinate_histogram`; None takes the whole tree.
 
     Returns:
       Magnitudes of shape (n,); with `blocks`, a dictionary of them.
@@ -140,9 +139,11 @@ def coordinate_quantiles(
     if quantiles.ndim != 1 or not np.all((quantiles > 0) & (quantiles <= 1)):
         raise ValueError(f"quantiles must be a vector in (0, 1]; got {quantiles}.")
     parts = partition(tree, blocks if blocks is not None else lambda _: "all")
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    groups = [int(ids.ravel()[0]) for ids in jax.tree.leaves(parts.ids)]
-    values = [threshold(leaves, groups, float(1 - q)).value for q in quantiles]
+    pieces, groups = [], []
+    for x, ids in zip(jax.tree.leaves(tree), jax.tree.leaves(parts.ids), strict=True):
+        pieces += list(jnp.asarray(x)) if ids.ndim else [jnp.asarray(x)]
+        groups += ids.ravel().tolist()
+    values = [threshold(pieces, groups, float(1 - q)).value for q in quantiles]
     by_name = parts.by_name(jnp.stack(values, axis=1))
     return by_name if blocks is not None else by_name["all"]
 

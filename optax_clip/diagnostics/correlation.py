@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optax_clip.diagnostics._problem import mean_gradient
+from optax_clip.diagnostics._trees import accumulator
 from optax_clip.diagnostics.diagonal import (
     hessian_diagonal,
     hessian_diagonal_at,
@@ -81,7 +82,9 @@ def magnitude_correlation(
       >>> round(float(c.pearson), 3), round(float(c.spearman), 3)
       (1.0, 1.0)
     """
-    a, b = jnp.abs(jnp.asarray(a)), jnp.abs(jnp.asarray(b))
+    a, b = (jnp.abs(jnp.asarray(x)) for x in (a, b))
+    dtype = accumulator((a, b))
+    a, b = a.astype(dtype), b.astype(dtype)
     if a.shape != b.shape or a.ndim != 1 or not a.size:
         msg = f"samples must be vectors of one length; got {a.shape} and {b.shape}."
         raise ValueError(msg)

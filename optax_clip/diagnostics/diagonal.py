@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._problem import measuring
 from optax_clip.diagnostics._products import PRODUCTS, hessian
 from optax_clip.diagnostics._streaming import Weight
+from optax_clip.diagnostics._trees import accumulator, tree_draw, tree_vdot
 
 
 class Coordinates(NamedTuple):
@@ -90,9 +92,10 @@ def take_coordinates(tree: Any, coordinates: Coordinates) -> jax.Array:
             at = jnp.unravel_index(
                 jnp.minimum(coordinates.index, leaf.size - 1), leaf.shape
             )
-            taken = jnp.where(
-                coordinates.leaf == i, leaf[at].astype(taken.dtype), taken
-            )
+            # A few numbers, so every device gets all of them.
+            everywhere = jax.typeof(leaf).sharding.update(spec=PartitionSpec())
+            entries = leaf.at[at].get(out_sharding=everywhere).astype(taken.dtype)
+            taken = jnp.where(coordinates.leaf == i, entries, taken)
     return taken
 
 
@@ -139,23 +142,20 @@ def hessian_diagonal(
     _checks.check_choice("mode", mode, PRODUCTS)
     _checks.check_params(params)
     params, f = jax.tree.map(jnp.asarray, params), _checks.as_scalar(loss)
-    leaves, treedef = jax.tree.flatten(params)
+    dtype = accumulator(params)
 
     with measuring(precision, mode, f, params, *args):
         h = hessian(f, params, args, mode, microbatches, weight)
 
         def add(total, key):
-            keys = jax.random.split(key, len(leaves))
-            draws = zip(keys, leaves, strict=True)
-            signs = [jax.random.rademacher(k, x.shape, x.dtype) for k, x in draws]
-            z = jax.tree.unflatten(treedef, signs)
-            update = jax.tree.map(lambda t, z, w: t + z * w, total, z, h.matvec(z))
-            return jax.tree.map(lambda t, x: t.astype(x.dtype), update, total), None
+            z = tree_draw(jax.random.rademacher, key, params)
+            products = jax.tree.map(jnp.multiply, z, h.matvec(z))
+            return jax.tree.map(lambda t, p: t + p.astype(dtype), total, products), None
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype), params)
         total, _ = lax.scan(add, zeros, jax.random.split(key, probes))
     _checks.check_finite_loss(h.loss)
-    return jax.tree.map(lambda t: t / probes, total)
+    return jax.tree.map(lambda t, x: (t / probes).astype(x.dtype), total, params)
 
 
 def hessian_diagonal_at(
@@ -199,7 +199,8 @@ def hessian_diagonal_at(
         h = hessian(f, params, args, mode, microbatches, weight)
 
         def entry(at):
-            return take_coordinates(h.matvec(_one_hot(params, at)), at)
+            e = _one_hot(params, at)
+            return tree_vdot(e, h.matvec(e))
 
         diagonal = lax.map(entry, coordinates)
     _checks.check_finite_loss(h.loss)
@@ -208,9 +209,14 @@ def hessian_diagonal_at(
 
 def _one_hot(tree: Any, at: Coordinates) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
-    hot = []
-    for i, x in enumerate(leaves):
-        index = jnp.unravel_index(jnp.minimum(at.index, max(x.size - 1, 0)), x.shape)
-        one = (at.leaf == i).astype(x.dtype)
-        hot.append(jnp.zeros_like(x).at[index].set(one) if x.size else x)
-    return jax.tree.unflatten(treedef, hot)
+
+    # A comparison keeps the sharding of x, writing at an index would not.
+    def hot(i, x):
+        here = at.leaf == i
+        for axis, k in enumerate(jnp.unravel_index(at.index, x.shape)):
+            here &= lax.broadcasted_iota(k.dtype, x.shape, axis) == k
+        return jnp.where(here, jnp.ones_like(x), 0)
+
+    return jax.tree.unflatten(
+        treedef, [hot(i, x) if x.size else x for i, x in enumerate(leaves)]
+    )

@@ -16,7 +16,13 @@ from optax_clip.diagnostics._partition import Blocks, partition
 from optax_clip.diagnostics._problem import measuring, on_subset, restrict
 from optax_clip.diagnostics._products import PRODUCTS, hessian
 from optax_clip.diagnostics._streaming import Weight
-from optax_clip.diagnostics._trees import accumulator, tree_norm, tree_unit, tree_vdot
+from optax_clip.diagnostics._trees import (
+    accumulator,
+    tree_draw,
+    tree_norm,
+    tree_unit,
+    tree_vdot,
+)
 
 
 class BlockEigenvalues(NamedTuple):
@@ -110,7 +116,7 @@ def block_eigenvalues(
     parts, scalar = partition(params, blocks, where), _checks.as_scalar(loss)
     f = scalar if where is None else on_subset(scalar, params, where)
     x = restrict(jax.tree.map(jnp.asarray, params), where)
-    start = _normal(key, x)
+    start = tree_draw(jax.random.normal, key, x)
 
     with measuring(precision, mode, f, x, *args):
         h = hessian(f, x, args, mode, microbatches, weight)
@@ -168,13 +174,3 @@ def _combine(w: Any, a: jax.Array, v: Any, b: jax.Array, old: Any) -> Any:
         return (w + a.astype(w.dtype) * v + b.astype(w.dtype) * o).astype(v.dtype)
 
     return jax.tree.map(combine, w, v, old)
-
-
-def _normal(key: jax.Array, tree: Any) -> Any:
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    draws = [
-        jax.random.normal(k, x.shape, x.dtype)
-        for k, x in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, draws)

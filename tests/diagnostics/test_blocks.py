@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse.linalg
+from matfree import decomp, eig
 
 from optax_clip import diagnostics
 from optax_clip.diagnostics import block_eigenvalues
@@ -111,6 +112,31 @@ def test_one_block_has_the_eigenvalues_of_the_whole_hessian(rng, x64):
     for which, value in {"LA": found.top, "SA": found.bottom}.items():
         wanted = scipy.sparse.linalg.eigsh(whole, 1, which=which, v0=np.ones(40))[0][0]
         np.testing.assert_allclose(value, wanted, rtol=1e-3)
+
+
+def test_the_ends_of_a_transformer_are_those_that_matfree_and_scipy_find(rng, x64):
+    x = problems.transformer_params(rng, jnp.float64)
+    batch = problems.text(rng, dtype=jnp.float64)
+    measure = functools.partial(
+        block_eigenvalues, transformer_loss, blocks=lambda _: "all", tolerance=1e-6
+    )
+    found = jax.jit(measure)(x, jax.random.key(0), batch)["all"]
+    whole = problems.dense(transformer_loss, x, batch)[2]
+
+    def matvec(v):
+        gradient = jax.grad(transformer_loss)
+        return jax.jvp(lambda x: gradient(x, batch), (x,), (v,))[1]
+
+    lanczos = eig.eigh_partial(decomp.tridiag_sym(40))
+    start = problems.like(rng, x)
+    ritz = jax.jit(lambda v: lanczos(matvec, v)[0])(start)
+    np.testing.assert_allclose(found.top, ritz.max(), rtol=1e-5)
+    np.testing.assert_allclose(found.bottom, ritz.min(), rtol=1e-5)
+    for which, value in {"LA": found.top, "SA": found.bottom}.items():
+        wanted = scipy.sparse.linalg.eigsh(
+            whole, 1, which=which, v0=problems.flat(start)
+        )[0][0]
+        np.testing.assert_allclose(value, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["reverse_over_reverse", "finite_difference"])

@@ -109,6 +109,20 @@ def test_quantiles_are_order_statistics(rng):
     np.testing.assert_array_equal(by_leaf["a"], [np.abs(tree["a"]).max()])
 
 
+def test_quantiles_of_stacked_layers_are_those_of_the_layers(rng):
+    x = jnp.asarray(rng.normal(size=(3, 4, 5)), jnp.float32)
+    layers = coordinate_quantiles({"x": x, "y": x[0]}, [0.5, 1.0], blocks=stack_x)
+    assert list(layers) == ["x/0", "x/1", "x/2", "y"]
+    for i in range(3):
+        wanted = np.sort(magnitudes(x[i]))[[9, 19]]
+        np.testing.assert_array_equal(layers[f"x/{i}"], wanted)
+    np.testing.assert_array_equal(layers["y"], layers["x/0"])
+
+
+def stack_x(path):
+    return Stacked(path) if path == "x" else path
+
+
 def test_quantiles_outside_of_their_range_are_refused():
     with pytest.raises(ValueError, match=r"in \(0, 1\]"):
         coordinate_quantiles(jnp.ones(2), [0.0])
