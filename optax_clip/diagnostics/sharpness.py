@@ -220,6 +220,21 @@ def directional_sharpness(
       >>> float(s["flat"]), float(s["steep"])
       (1.0, 4.0)
 
+      A curvature that is the small difference of large ones, as Adafactor's may be,
+      drowns in the rounding of float32. In float64, parameters, direction and all, it
+      does not:
+
+      >>> import jax
+      >>> loss = lambda x, a: 0.5 * (a * x[0] ** 2 - x[1] ** 2)
+      >>> x, u, a = [1.0, 2.0], [1.0, 1.0], 1 + 1e-8
+      >>> float(diagnostics.directional_sharpness(loss, x, u, jnp.float32(a)))
+      0.0
+      >>> with jax.enable_x64(True):
+      ...     x, u, a = jax.tree.map(jnp.float64, (x, u, a))
+      ...     s = diagnostics.directional_sharpness(loss, x, u, a)
+      >>> print(f"{s:.3g}")
+      5e-09
+
     References:
       Pan and Li, `Toward Understanding Why Adam Converges Faster Than SGD for
       Transformers <https://arxiv.org/abs/2306.00204>`_, 2022, section 3.

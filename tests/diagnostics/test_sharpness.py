@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_clip import diagnostics
@@ -62,6 +63,22 @@ def test_modes_agree_in_float32(rng, mode):
     eps = float(jnp.finfo(jnp.float32).eps)
     rtol = 20 * eps ** (2 / 3) if mode == "finite_difference" else 100 * eps
     np.testing.assert_allclose(got, wanted, rtol=rtol)
+
+
+@pytest.mark.parametrize("mode", EXACT)
+def test_float64_finds_a_curvature_of_1e_7_of_the_largest(rng, mode):
+    with jax.enable_x64(True):
+        x, _, batch = problems.draw_waves(rng, jnp.float64)
+        _, unravel = ravel_pytree(x)
+        _, _, h = problems.dense(waves, x, batch)
+        values, vectors = np.linalg.eigh(h)
+        # Ends of the spectrum that cancel but for 1e-7 of the larger one.
+        low, high = np.abs(values[[0, -1]])
+        v = np.sqrt(high) * vectors[:, 0] + np.sqrt(low * (1 + 1e-7)) * vectors[:, -1]
+        s = derivatives(x, unravel(jnp.asarray(v)), batch, mode=mode).curvature
+        wanted = 1e-7 * low * high / (v @ v)
+        np.testing.assert_allclose(s, wanted, rtol=1e-6)
+        assert wanted < 1e-7 * max(low, high)
 
 
 @pytest.mark.parametrize("mode", MODES)
