@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import optax
 
 from optax_clip import _threshold
-from optax_clip._keys import infinity_key, magnitude_key, narrow
+from optax_clip._keys import (
+    convert,
+    infinity_key,
+    magnitude_key,
+    with_sign_of,
+)
 
 Scope = Literal["global", "leaf"]
 """One threshold for all leaves together, or one for each."""
@@ -349,7 +354,7 @@ def measure(
     else:
         value, share = _threshold.threshold(leaves, groups, fraction)
     return state._replace(
-        threshold=value.astype(state.threshold.dtype).reshape(state.threshold.shape),
+        threshold=convert(value, state.threshold.dtype).reshape(state.threshold.shape),
         clipped_fraction=share.reshape(state.clipped_fraction.shape),
     )
 
@@ -392,8 +397,7 @@ def clip_by(
 
 
 def _clip_to(leaf: jax.Array, tau: jax.Array) -> jax.Array:
-    limit = narrow(tau, leaf.dtype)
-    limit = jnp.where(jnp.signbit(leaf), -limit, limit)
+    limit = with_sign_of(convert(tau, leaf.dtype), leaf)
     return jnp.where(_exceeds(leaf, tau), limit, leaf)
 
 
