@@ -286,7 +286,7 @@ def primitives(jaxpr):
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_the_threshold_needs_no_sort_and_no_flat_copy(scope, devices):
-    shapes = [((512, 512), F32), ((2**18,), F32), ((512, 512), BF16)]
+    shapes = [((2048, 2048), F32), ((2**22,), F32), ((2048, 2048), BF16)]
     leaves = [jax.ShapeDtypeStruct(*spec) for spec in shapes]
     jaxpr = jax.make_jaxpr(compiled(scope, devices))(0.05, leaves)
     used = list(primitives(jaxpr.jaxpr))
