@@ -9,10 +9,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_clip import _threshold
 from optax_clip._keys import (
+    common_dtype,
     convert,
     infinity_key,
     magnitude_key,
@@ -99,7 +101,9 @@ def clip_top_k_coordinates(
       scope: ``"global"`` for one threshold over all leaves (the paper's), ``"leaf"``
         for one per leaf.
       refresh_every: recompute the threshold at every so-many-th update, and reuse it
-        in between, when the state keeps the numbers of the update that computed it.
+        in between, when the state keeps the numbers of the update that computed it,
+        and more or fewer coordinates than ``fraction`` may exceed it. A threshold of 0
+        is not reused.
 
     Returns:
       A transformation with a :class:`ClipTopKState`; see also :func:`clip_metrics`.
@@ -148,13 +152,17 @@ def clip_top_k_coordinates(
         check_leaves(updates)
         if always:
             state = measure(updates, state, fraction, scope)
-        else:
-            state = jax.lax.cond(
-                state.count % refresh_every == 0,
-                lambda: measure(updates, state, fraction, scope),
-                lambda: advance(state),
-            )
-        return clip_by(state, fraction, updates), state
+            return clip_by(state, fraction, updates), state
+        due = state.count % refresh_every == 0
+        state = jax.lax.cond(
+            due,
+            lambda: measure(updates, state, fraction, scope),
+            lambda: advance(state),
+        )
+        # That of a gradient of zeros says nothing about the next one.
+        usable = due | (state.threshold > 0)
+        tau = jnp.where(usable, state.threshold, jnp.inf)
+        return clip_by(state._replace(threshold=tau), fraction, updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -175,7 +183,8 @@ def clip_numerator(
         = \operatorname{sign}(g_i) \min(|g_i|, \tau) / d_i
 
     where :math:`d_i` has seen the raw gradient; chaining
-    :func:`clip_top_k_coordinates` before ``inner`` would be another algorithm.
+    :func:`clip_top_k_coordinates` before ``inner`` would be another algorithm. What
+    divides an infinite coordinate cannot be known: its update becomes NaN.
 
     Args:
       inner: a transformation that scales the current gradient coordinate by
@@ -268,14 +277,21 @@ def clip_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
 
 
 def check_fraction(fraction: optax.ScalarOrSchedule) -> None:
-    """Refuse a concrete fraction outside ``[0, 1)``; tracers cannot be looked at."""
-    if callable(fraction) or isinstance(fraction, jax.core.Tracer):
+    """Refuse a number outside ``[0, 1)``; the values of arrays are clamped instead."""
+    if callable(fraction):
         return
+    if not isinstance(fraction, (int, float, np.number, np.ndarray, jax.Array)):
+        raise TypeError(
+            "clipping: expected the fraction of the coordinates as a number, a scalar "
+            f"array or a schedule; got {fraction!r}."
+        )
     if jnp.ndim(fraction) != 0:
         raise ValueError(
             "clipping: expected a scalar fraction of the coordinates; got one of shape "
             f"{jnp.shape(fraction)}."
         )
+    if isinstance(fraction, jax.Array):
+        return
     if not 0 <= float(fraction) < 1:
         raise ValueError(
             "clipping: expected a fraction of the coordinates in [0, 1); got "
@@ -322,7 +338,7 @@ def init_state(params: optax.Params, scope: Scope) -> ClipTopKState:
     check_leaves(params)
     leaves = jax.tree.leaves(params)
     shape = (len(leaves),) if scope == "leaf" else ()
-    wide = any(jnp.finfo(leaf.dtype).bits == 64 for leaf in leaves)
+    wide = any(jnp.finfo(jnp.result_type(leaf)).bits == 64 for leaf in leaves)
     return ClipTopKState(
         count=jnp.zeros((), jnp.int32),
         threshold=jnp.zeros(shape, jnp.float64 if wide else jnp.float32),
@@ -342,6 +358,12 @@ def measure(
         raise ValueError(
             "clipping: expected updates with as many leaves as the parameters at init, "
             f"{state.threshold.size}; got {len(leaves)}."
+        )
+    double = any(jnp.finfo(leaf.dtype).bits == 64 for leaf in leaves)
+    if double and state.threshold.dtype != jnp.float64:
+        raise TypeError(
+            "clipping: expected updates in at most the precision of the parameters "
+            "at init, single; got double: convert them, or the parameters."
         )
     if callable(fraction):
         fraction = jnp.asarray(fraction(state.count))
@@ -385,32 +407,57 @@ def clip_by(
     if is_zero(fraction):
         return updates
     leaves, treedef = jax.tree.flatten(updates)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
     references = leaves if reference is None else treedef.flatten_up_to(reference)
     thresholds = jnp.broadcast_to(state.threshold, (len(leaves),))
+    clip = _clip_to if reference is None else _scale_down
     clipped = [
-        _clip_to(leaf, tau)
-        if reference is None and not jnp.iscomplexobj(leaf)
-        else _scale_down(leaf, tau, _modulus(ref))
+        clip(leaf, tau, _modulus(ref))
         for leaf, ref, tau in zip(leaves, references, thresholds, strict=True)
     ]
     return treedef.unflatten(clipped)
 
 
-def _clip_to(leaf: jax.Array, tau: jax.Array) -> jax.Array:
-    limit = with_sign_of(convert(tau, leaf.dtype), leaf)
-    return jnp.where(_exceeds(leaf, tau), limit, leaf)
+def _clip_to(leaf: jax.Array, tau: jax.Array, magnitude: jax.Array) -> jax.Array:
+    """Replace what exceeds ``tau`` by ``tau`` itself, with its own sign or phase."""
+    if jnp.iscomplexobj(leaf):
+        limit = _phase(leaf) * tau.astype(magnitude.dtype)
+    else:
+        limit = with_sign_of(convert(tau, leaf.dtype), leaf)
+    return jnp.where(exceeds(magnitude, tau), limit, leaf)
 
 
 def _scale_down(leaf: jax.Array, tau: jax.Array, magnitude: jax.Array) -> jax.Array:
-    scale = (tau / jnp.abs(magnitude).astype(tau.dtype)).astype(magnitude.dtype)
-    return jnp.where(_exceeds(magnitude, tau), leaf * scale, leaf)
+    """``leaf tau / magnitude`` where that exceeds ``tau``."""
+    above = exceeds(magnitude, tau)
+    wide = jnp.promote_types(tau.dtype, magnitude.dtype)
+    # Not 0 elsewhere, or the derivative would be NaN there; and not the quotient of
+    # the magnitudes first, which underflows.
+    divisor = jnp.where(above, jnp.abs(magnitude).astype(wide), 1)
+    scaled = leaf.astype(jnp.promote_types(leaf.dtype, wide)) / divisor * tau
+    return jnp.where(above, scaled.astype(leaf.dtype), leaf)
 
 
-def _exceeds(leaf: jax.Array, tau: jax.Array) -> jax.Array:
+def _phase(z: jax.Array) -> jax.Array:
+    """``z / |z|``, also where the modulus overflows."""
+    largest = jnp.maximum(jnp.abs(z.real), jnp.abs(z.imag))
+    infinite = jnp.isinf(largest)
+    half = jnp.where(infinite | (largest == 0), 1, largest / 2)
+
+    def part(x):
+        at_infinity = jnp.where(jnp.isinf(x), jnp.sign(x), 0)
+        return jnp.where(infinite, at_infinity, x / 2 / half)
+
+    x, y = part(z.real), part(z.imag)
+    length = jnp.sqrt(jnp.square(x) + jnp.square(y))
+    return jax.lax.complex(x / length, y / length)
+
+
+def exceeds(leaf: jax.Array, tau: jax.Array) -> jax.Array:
     """Whether ``|leaf| > tau``, and not NaN, as the threshold was counted."""
-    key = magnitude_key(leaf, tau.dtype)
-    finite_or_inf = key <= infinity_key(tau.dtype)
-    return (key > magnitude_key(tau, tau.dtype)) & finite_or_inf
+    dtype = common_dtype([leaf, tau])
+    key = magnitude_key(leaf, dtype)
+    return (key > magnitude_key(tau, dtype)) & (key <= infinity_key(dtype))
 
 
 def _modulus(leaf: jax.Array) -> jax.Array:

@@ -7,6 +7,17 @@ import optax
 from optax_clip._clipping import check_leaves
 
 
+def balancing(peak: jax.Array) -> jax.Array:
+    """A power of two towards 1, so that neither a peak nor its reciprocal is lost.
+
+    A compiler may divide by multiplying with the reciprocal, which of a number above
+    2^126 is subnormal, and flushed to zero.
+    """
+    far = 2.0**64
+    balance = jnp.where(peak > far, 1 / far, jnp.where(peak < 1 / far, far, 1))
+    return balance.astype(peak.dtype)
+
+
 def normalize_by_block_rms(
     eps: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -57,9 +68,11 @@ def normalize_by_block_rms(
         wide = block.astype(jnp.promote_types(block.dtype, jnp.float32))
         # Relative to the largest, squares neither overflow nor underflow.
         largest = jnp.max(jnp.abs(wide))
-        unit = wide / jnp.where(largest > 0, largest, 1)
+        balance = balancing(largest)
+        divisor = jnp.where(largest > 0, largest * balance, 1)
+        unit = wide * balance / divisor
         rms = jnp.sqrt(jnp.mean(jnp.square(jnp.abs(unit))))
-        floor = eps / jnp.where(largest > 0, largest, 1)
+        floor = eps * balance / divisor
         normalized = unit / jnp.where(largest > 0, jnp.maximum(rms, floor), 1)
         return normalized.astype(block.dtype)
 

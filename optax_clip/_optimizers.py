@@ -15,6 +15,7 @@ from optax_clip._clipping import (
     ClipTopKState,
     Scope,
     check_fraction,
+    check_leaves,
     check_scope,
     clip_by,
     clip_numerator,
@@ -303,6 +304,7 @@ def clipped_adam(
         ]
     elif clip == "update":
         steps = [
+            _only_floats(),
             optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype),
             clip_top_k_coordinates(fraction, scope=scope),
         ]
@@ -416,6 +418,17 @@ def _keep_dtype(
     return [optax.GradientTransformationExtraArgs(inner.init, update_fn)]
 
 
+def _only_floats() -> optax.GradientTransformation:
+    """Refuse what Optax's moments would silently turn into floats."""
+
+    def update_fn(updates, params):
+        del params
+        check_leaves(updates)
+        return updates
+
+    return optax.stateless(update_fn)
+
+
 def _relative_step(count: ArrayLike) -> jax.Array:
     """Adafactor's ``min(1e-2, 1 / sqrt(t))``, with ``t = count + 1``."""
     return jnp.minimum(1e-2, 1 / jnp.sqrt(jnp.asarray(count) + 1.0))
@@ -454,6 +467,7 @@ def _scale_by_clipped_adam(
 
     def update_fn(updates, state, params=None):
         del params
+        check_leaves(updates)
         clip_state = measure(updates, state.clip_state, fraction, scope)
         clipped = clip_by(clip_state, fraction, updates)
         mu = optax.tree.update_moment(clipped, state.mu, b1, 1)
@@ -482,6 +496,7 @@ def _interpolate_momentum(b1, b2, mu_dtype) -> optax.GradientTransformation:
 
     def update_fn(updates, state, params=None):
         del params
+        check_leaves(updates)
         mixed = jax.tree.map(lambda g, m: (1.0 - b1) * g + b1 * m, updates, state.mu)
         mu = optax.tree.update_moment(updates, state.mu, b2, 1)
         count = optax.safe_increment(state.count)

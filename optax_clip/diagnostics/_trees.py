@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_clip._normalization import balancing
+
 
 def accumulator(tree: Any) -> jnp.dtype:
     """Returns the dtype in which sums over the tree are taken: at least float32."""
@@ -33,8 +35,10 @@ def tree_norm(tree: Any) -> jax.Array:
     peak = functools.reduce(jnp.maximum, peaks, jnp.zeros([], dtype))
     # Dividing by the peak keeps the squares of an update of norm 1e-25 above zero.
     # A peak of 0, inf or nan is its own answer and must not be divided by.
+    balance = balancing(peak)
     scale = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
-    scaled = jax.tree.map(lambda x: x.astype(dtype) / scale, tree)
+    divisor = scale * balance
+    scaled = jax.tree.map(lambda x: x.astype(dtype) * balance / divisor, tree)
     return scale * jnp.sqrt(tree_vdot(scaled, scaled))
 
 
