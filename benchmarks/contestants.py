@@ -1,7 +1,5 @@
 """Who takes part in `benchmarks.selection`, and the gradients they are given."""
 
-import importlib
-import importlib.util
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +12,7 @@ import optax
 from jax import lax
 
 import optax_clip
+from benchmarks.harness import import_torch
 
 FRACTION = 0.05
 CYCLE = 10  # updates that share a threshold under `refresh_every`
@@ -146,11 +145,6 @@ def partition(data: Data) -> float:
 def skipped(size: int) -> int:
     """How many coordinates are above the threshold, ties aside."""
     return math.floor(FRACTION * size)
-
-
-def import_torch() -> Any:
-    installed = importlib.util.find_spec("torch") is not None
-    return importlib.import_module("torch") if installed else None
 
 
 def found(answer: float | list[jax.Array]) -> float:

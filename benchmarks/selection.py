@@ -8,37 +8,27 @@ on. The results are merged into benchmarks/results/selection.json.
 """
 
 import dataclasses
-import datetime
-import importlib.metadata
-import json
 import math
-import os
-import shlex
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import optax_clip
-from benchmarks import contestants
+from benchmarks import contestants, harness
 from benchmarks.contestants import CYCLE, FRACTION, SLOW, Clip, Data, Shapes
-from examples import run_folder
+from benchmarks.harness import Figure, Measured, Row
 from examples.models import t5
 
 T5_SMALL = t5.T5Config()
-
-Measured = dict[str, list[float]]
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,49 +42,10 @@ class Settings:
     peers: bool = True  # numpy, and torch if it is installed
     slow: bool = True  # those that sort everything: one round each
     step: bool = True  # a training step of T5-small on 8 x 64 tokens
-    out: Path = Path(__file__).parent / "results" / "selection.json"
+    out: Path = harness.RESULTS / "selection.json"
 
     def __post_init__(self):
-        for name, least in {"coordinates": 10_000, "rounds": 1}.items():
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"--{name}: expected at least {least}; got {value}.")
-
-    def command(self) -> str:
-        words = ["python", "-m", "benchmarks.selection"]
-        for field in dataclasses.fields(self)[:-1]:
-            value = getattr(self, field.name)
-            if value is False:
-                words.append(f"--no-{field.name}")
-            elif value != field.default:
-                words += [f"--{field.name}", str(value)]
-        return shlex.join(words)
-
-
-class Figure(NamedTuple):
-    """A row of the table: the ratio of two measurements, or one alone."""
-
-    name: str
-    over: str
-    under: str | None
-    relation: Literal["<=", ">="]
-    target: float
-
-    def row(self, measured: Mapping[str, Sequence[float]]) -> Row:
-        """Its median is None where one of the two was not measured."""
-        over = measured.get(self.over, [])
-        under = measured.get(self.under, []) if self.under else [1.0]
-        # The slow ones have one round, the first.
-        ratios = [a / b for a, b in zip(over, under, strict=False)] or [math.nan]
-        median = statistics.median(ratios)
-        met = median <= self.target if self.relation == "<=" else median >= self.target
-        return {
-            "figure": self.name,
-            "median": median,
-            "min": min(ratios),
-            "max": max(ratios),
-            "target": f"{self.relation} {self.target:g}",
-            "met": None if math.isnan(median) else met,
-        }
+        harness.at_least(self, coordinates=10_000, rounds=1)
 
 
 OURS = "global clip"
@@ -118,17 +69,13 @@ FIGURES = (
 
 def main(settings: Settings, model: t5.T5Config = T5_SMALL) -> Row:
     """Measures, prints the tables and saves what it returns."""
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    load_before = os.getloadavg()
+    occasion = harness.Occasion.now()
     shapes = leaf_shapes(settings, model)
     measured = contest(settings, shapes)
     if settings.step:
         measured |= training_steps(settings, model)
     record = {
-        "command": settings.command(),
-        "date": date,
-        "made_with": run_folder.provenance() | peer_versions(),
-        "load_average": {"before": load_before, "after": os.getloadavg()},
+        **occasion.provenance(harness.command("selection", settings)),
         "layout": settings.layout,
         "leaves": len(shapes),
         "coordinates": sum(map(math.prod, shapes)),
@@ -164,7 +111,7 @@ def contest(settings: Settings, shapes: Shapes) -> Measured:
         measured[f"compile {name}"] = [clip.compile_seconds]
         measured[f"bytes {name}"] = clip.temporary_bytes()
     runs |= contestants.peers(slow=slow) if peers else {}
-    for number in rounds("selection", settings):
+    for number in harness.rounds("selection", settings.rounds):
         data = contestants.draw(number, shapes, dtype, peers=peers)
         thresholds = {}
         for name in sorted(runs, key=SLOW.__contains__):  # they come last
@@ -216,7 +163,7 @@ def training_steps(settings: Settings, model: t5.T5Config) -> Measured:
         for name, optimizer in optimizers.items()
     }
     measured: Measured = {name: [] for name in steps}
-    for number in rounds("training step", settings):
+    for number in harness.rounds("training step", settings.rounds):
         rng = np.random.default_rng(number)
         tokens = rng.integers(2, model.vocab_size, (2, 8, 64), np.int32)
         batch = {"source": tokens[0], "target": tokens[1]}
@@ -228,37 +175,11 @@ def training_steps(settings: Settings, model: t5.T5Config) -> Measured:
     return measured
 
 
-def rounds(label: str, settings: Settings) -> Iterable[int]:
-    """From 0, which warms up, with a bar on the terminal."""
-    console = Console(stderr=True)
-    numbers, bar = range(settings.rounds + 1), console.is_terminal
-    return track(numbers, label, console=console, disable=not bar)
-
-
-def peer_versions() -> dict[str, str]:
-    torch = contestants.import_torch()
-    optional = {} if torch is None else {"torch": torch.__version__}
-    ours = {name: importlib.metadata.version(name) for name in ("numpy", "optax_clip")}
-    return ours | optional
-
-
 def show(record: Row) -> None:
     size, measured = record["coordinates"], record["measured"]
     what = f"{record['layout']}: {size:,} coordinates, {record['leaves']:,} leaves"
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=100)
-    table = Table("figure", title=f"{what}, {record['dtype']}")
-    for column in ("median", "min - max", "target", "met"):
-        table.add_column(column, justify="right")
-    for row in record["rows"]:
-        median = f"{row['median']:.3g}" if row["met"] is not None else "not measured"
-        spread = (
-            f"{row['min']:.3g} - {row['max']:.3g}" if row["met"] is not None else ""
-        )
-        met = {True: "yes", False: "no", None: ""}[row["met"]]
-        table.add_row(row["figure"], median, spread, row["target"], met)
-    console.print(table)
+    console = harness.console()
+    console.print(harness.figures_table(f"{what}, {record['dtype']}", record["rows"]))
     times = Table("contestant", title="one update, or one threshold")
     for column in ("ms", "ns / coordinate"):
         times.add_column(column, justify="right")
@@ -267,21 +188,12 @@ def show(record: Row) -> None:
             seconds = statistics.median(values)
             times.add_row(name, f"{seconds * 1e3:.4g}", f"{seconds / size * 1e9:.3g}")
     console.print(times)
-    if "torch" not in record["made_with"]:
-        console.print("torch is not installed: its rows are not measured.", style="dim")
-    before, after = (record["load_average"][when][0] for when in ("before", "after"))
-    loads = f"load average {before:.1f} before, {after:.1f} after"
-    console.print(f"{record['made_with']['device']}; {loads}", style="dim")
+    harness.print_origin(console, record)
 
 
 def save(path: Path, record: Row) -> None:
     """Replaces the record of the same configuration; the others stay."""
-    names = ("layout", "coordinates", "dtype")
-    device = record["made_with"]["device"]
-    key = " / ".join([device, *(str(record[name]) for name in names)])
-    records = json.loads(path.read_text()) if path.is_file() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(path, dict(sorted({**records, key: record}.items())))
+    harness.save(path, record, ("layout", "coordinates", "dtype"))
 
 
 if __name__ == "__main__":

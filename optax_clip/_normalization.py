@@ -8,14 +8,13 @@ from optax_clip._clipping import check_leaves
 
 
 def balancing(peak: jax.Array) -> jax.Array:
-    """A power of two towards 1, so that neither a peak nor its reciprocal is lost.
+    """The power of two that brings a peak near 1; 1 for a peak of zero.
 
-    A compiler may divide by multiplying with the reciprocal, which of a number above
-    2^126 is subnormal, and flushed to zero.
+    Multiplying by it is exact, and on a CPU takes a tenth of the time of a division.
     """
-    far = 2.0**64
-    balance = jnp.where(peak > far, 1 / far, jnp.where(peak < 1 / far, far, 1))
-    return balance.astype(peak.dtype)
+    _, exponent = jnp.frexp(peak)
+    limit = jnp.finfo(peak.dtype).maxexp - 2  # beyond, it or its inverse is subnormal
+    return jnp.ldexp(jnp.ones_like(peak), jnp.clip(-exponent, -limit, limit))
 
 
 def normalize_by_block_rms(
@@ -66,14 +65,11 @@ def normalize_by_block_rms(
         if block.size == 0:
             return block
         wide = block.astype(jnp.promote_types(block.dtype, jnp.float32))
-        # Relative to the largest, squares neither overflow nor underflow.
-        largest = jnp.max(jnp.abs(wide))
-        balance = balancing(largest)
-        divisor = jnp.where(largest > 0, largest * balance, 1)
-        unit = wide * balance / divisor
+        # Near 1 the squares neither overflow nor underflow.
+        scale = balancing(jnp.max(jnp.abs(wide)))
+        unit = wide * scale
         rms = jnp.sqrt(jnp.mean(jnp.square(jnp.abs(unit))))
-        floor = eps * balance / divisor
-        normalized = unit / jnp.where(largest > 0, jnp.maximum(rms, floor), 1)
+        normalized = unit / jnp.where(rms > 0, jnp.maximum(rms, eps * scale), 1)
         return normalized.astype(block.dtype)
 
     def update_fn(updates, params):

@@ -78,6 +78,15 @@ def check_log_clip_metrics(_):
     assert len({line["threshold"] for line in lines}) == len(lines)
 
 
+def check_monitor(_):
+    lines = Path("runs/monitor/metrics.jsonl").read_text().splitlines()
+    first = [json.loads(line) for line in lines[:3]]
+    assert [line["diagnostic"] for line in first] == ["sharpness", "norm", "update"]
+    assert all("compiled_in" in line for line in first)
+    assert first[1]["value"].keys() == {"hidden", "head"}
+    assert sum(first[2]["value"]["counts"]) + first[2]["value"]["below"] == 257 * 64
+
+
 CHECKS = {
     name.removeprefix("check_"): check
     for name, check in list(globals().items())

@@ -30,17 +30,12 @@ class Problem(NamedTuple):
 
     def map(self, one: Callable[..., Any], *each: jax.Array) -> Any:
         """Stacks one(v, *[x[i] for x in each]) over the unit directions, in turn."""
-        branches = [lambda u=u: u for u in self.directions.values()]
-        if len(branches) == 1:
-            v = tree_unit(branches[0](), self.norms[0])
-            return jax.tree.map(lambda x: x[None], one(v, *(x[0] for x in each)))
-
-        # The switch copies one direction out; stacking would copy all of them.
-        def at(i):
-            v = tree_unit(lax.switch(i, branches), self.norms[i])
-            return one(v, *(x[i] for x in each))
-
-        return lax.map(at, jnp.arange(len(branches)))
+        return _in_turn(
+            lambda u, norm, *x: one(tree_unit(u, norm), *x),
+            self.directions,
+            self.norms,
+            *each,
+        )
 
     def unit(self) -> Any:
         """Returns the unit direction, where there is only one."""
@@ -94,16 +89,39 @@ def state_problem(
     params, loss = jax.tree.map(jnp.asarray, params), _checks.as_scalar(loss)
     _checks.check_params(params, where)
     single, directions = name_directions(params, direction)
-    norms = []
+    labels = {name: f"direction {name!r}" for name in directions}
+    labels = {"direction": "direction"} if single else labels
     for name, u in directions.items():
-        label = "direction" if single else f"direction {name!r}"
-        _checks.check_direction(params, u, where, label)
-        directions[name] = chosen = restrict(jax.tree.map(jnp.asarray, u), where)
-        norms.append(tree_norm(chosen))
-        _checks.check_norm(chosen, norms[-1], label)
+        _checks.check_direction(params, u, where, labels[name])
+        directions[name] = restrict(jax.tree.map(jnp.asarray, u), where)
+    norms = _norms(directions)
+    for name, norm in zip(directions, norms, strict=True):
+        _checks.check_norm(directions[name], norm, labels[name])
     if where is not None:
         loss = on_subset(loss, params, where)
-    return Problem(loss, restrict(params, where), directions, jnp.stack(norms), single)
+    return Problem(loss, restrict(params, where), directions, norms, single)
+
+
+def _norms(directions: Mapping[Any, Any]) -> jax.Array:
+    if _checks.is_concrete(directions):
+        return jnp.stack([tree_norm(u) for u in directions.values()])
+    return _in_turn(tree_norm, directions)
+
+
+def _in_turn(
+    one: Callable[..., Any], directions: Mapping[Any, Any], *each: jax.Array
+) -> Any:
+    """Stacks one(u, *[x[i] for x in each]) over the directions, compiled once."""
+    branches = [lambda u=u: u for u in directions.values()]
+    if len(branches) == 1:
+        result = one(branches[0](), *(x[0] for x in each))
+        return jax.tree.map(lambda x: x[None], result)
+
+    # The switch copies one direction out; stacking would copy all of them.
+    def at(i):
+        return one(lax.switch(i, branches), *(x[i] for x in each))
+
+    return lax.map(at, jnp.arange(len(branches)))
 
 
 def name_directions(params: Any, direction: Any) -> tuple[bool, dict[Any, Any]]:

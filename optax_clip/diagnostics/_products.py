@@ -63,12 +63,6 @@ PRODUCTS = {
 }
 
 
-def linearize(f: Callable, x: Any) -> Callable[[Any], tuple]:
-    """Forward over reverse for many v: loss and gradient are computed once."""
-    (loss, gradient), tangent = jax.linearize(jax.value_and_grad(f), x)
-    return lambda v: (loss, gradient, tangent(v)[1])
-
-
 class Hessian(NamedTuple):
     """The Hessian at one point as a linear map, with the gradient there."""
 

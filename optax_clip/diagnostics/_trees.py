@@ -32,14 +32,10 @@ def tree_norm(tree: Any) -> jax.Array:
     peaks = [
         jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(tree)
     ]
-    peak = functools.reduce(jnp.maximum, peaks, jnp.zeros([], dtype))
-    # Dividing by the peak keeps the squares of an update of norm 1e-25 above zero.
-    # A peak of 0, inf or nan is its own answer and must not be divided by.
-    balance = balancing(peak)
-    scale = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
-    divisor = scale * balance
-    scaled = jax.tree.map(lambda x: x.astype(dtype) * balance / divisor, tree)
-    return scale * jnp.sqrt(tree_vdot(scaled, scaled))
+    # Near 1 the squares of an update of norm 1e-25 stay above zero.
+    scale = balancing(functools.reduce(jnp.maximum, peaks, jnp.zeros([], dtype)))
+    scaled = jax.tree.map(lambda x: x.astype(dtype) * scale, tree)
+    return jnp.sqrt(tree_vdot(scaled, scaled)) / scale
 
 
 def tree_unit(tree: Any, norm: jax.Array) -> Any:

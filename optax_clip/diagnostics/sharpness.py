@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._problem import measuring, state_problem
-from optax_clip.diagnostics._products import PRODUCTS, linearize
+from optax_clip.diagnostics._products import PRODUCTS
 from optax_clip.diagnostics._streaming import Weight, stream
 from optax_clip.diagnostics._trees import accumulator, tree_move, tree_norm, tree_vdot
 
@@ -161,18 +161,13 @@ def directional_derivatives(
     _checks.check_choice("mode", mode, _MODES)
     problem = state_problem(loss, params, direction, where)
     shifted = _checks.is_given(shift)
-    # One direction is differentiated along at once, which needs less memory.
-    shared = mode == "forward_over_reverse" and len(problem.directions) > 1
 
     def measure(*part):
         def value(x):
             return problem.loss(x, *part)
 
-        along = linearize(value, problem.params) if shared and not shifted else None
-
+        # XLA moves what does not depend on v, such as L(x), out of the loop over v.
         def one(v):
-            if along is not None:
-                return _per_unit(_contract(along(v), v), v)
             x = tree_move(problem.params, v, shift) if shifted else problem.params
             return _per_unit(_MODES[mode](value, x, v, step), v)
 
@@ -238,13 +233,20 @@ def directional_sharpness(
 ### modes: functions of (loss of x alone, x, v) that return loss, <g, v> and v^T H v
 
 
-def _contract(product: tuple, v: Any) -> tuple:
-    loss, gradient, hv = product
-    return loss, tree_vdot(gradient, v), tree_vdot(v, hv)
-
-
 def _contracted(product: Callable) -> Callable:
-    return lambda f, x, v, step: _contract(product(f, x, v, step), v)
+    def derivatives(f, x, v, step):
+        loss, gradient, hv = product(f, x, v, step)
+        return loss, tree_vdot(gradient, v), tree_vdot(v, hv)
+
+    return derivatives
+
+
+def _forward_over_reverse(f, x, v, step):
+    del step
+    # The slope comes with the loss. As <g, v> it would cost the gradient, which XLA
+    # else leaves out: a tenth of the time.
+    (loss, _), (slope, hv) = jax.jvp(jax.value_and_grad(f), (x,), (v,))
+    return loss, slope, tree_vdot(v, hv)
 
 
 def _forward_over_forward(f, x, v, step):
@@ -257,8 +259,10 @@ def _forward_over_forward(f, x, v, step):
     return loss, first, second
 
 
-_MODES = {name: _contracted(product) for name, product in PRODUCTS.items()}
-_MODES["forward_over_forward"] = _forward_over_forward
+_MODES = {name: _contracted(product) for name, product in PRODUCTS.items()} | {
+    "forward_over_reverse": _forward_over_reverse,
+    "forward_over_forward": _forward_over_forward,
+}
 
 
 def _per_unit(derivatives, v):
