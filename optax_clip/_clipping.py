@@ -75,6 +75,7 @@ def clip_top_k_coordinates(
     *,
     scope: Scope = "global",
     refresh_every: int = 1,
+    tolerance: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip the coordinates of largest magnitude to the largest of the others.
 
@@ -104,6 +105,10 @@ def clip_top_k_coordinates(
         in between, when the state keeps the numbers of the update that computed it,
         and more or fewer coordinates than ``fraction`` may exceed it. A threshold of 0
         is not reused.
+      tolerance: 0 for the exact :math:`\tau`. Otherwise any :math:`\tau` will do that
+        clips at most ``fraction`` of the coordinates and at most ``tolerance`` fewer
+        (ties aside), so that the search can stop earlier: often after one pass over
+        the gradient.
 
     Returns:
       A transformation with a :class:`ClipTopKState`; see also :func:`clip_metrics`.
@@ -112,7 +117,7 @@ def clip_top_k_coordinates(
       modulus is clipped and the phase kept.
 
     Raises:
-      ValueError: for a fraction outside ``[0, 1)``, an unknown scope, or
+      ValueError: for a fraction or a tolerance outside ``[0, 1)``, an unknown scope, or
         ``refresh_every < 1``.
       TypeError: at init or update, for a leaf that is not floating-point or complex.
 
@@ -136,6 +141,7 @@ def clip_top_k_coordinates(
     """
     check_fraction(fraction)
     check_scope(scope)
+    check_tolerance(tolerance)
     # inject_hyperparams turns numbers into arrays; only what is known can be checked.
     always = isinstance(refresh_every, int) and refresh_every == 1
     if not isinstance(refresh_every, jax.core.Tracer) and refresh_every < 1:
@@ -151,12 +157,12 @@ def clip_top_k_coordinates(
         del params, extra_args
         check_leaves(updates)
         if always:
-            state = measure(updates, state, fraction, scope)
+            state = measure(updates, state, fraction, scope, tolerance)
             return clip_by(state, fraction, updates), state
         due = state.count % refresh_every == 0
         state = jax.lax.cond(
             due,
-            lambda: measure(updates, state, fraction, scope),
+            lambda: measure(updates, state, fraction, scope, tolerance),
             lambda: advance(state),
         )
         # That of a gradient of zeros says nothing about the next one.
@@ -172,6 +178,7 @@ def clip_numerator(
     fraction: optax.ScalarOrSchedule = 0.05,
     *,
     scope: Scope = "global",
+    tolerance: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip the gradient in the numerator of a transformation that divides it.
 
@@ -193,12 +200,13 @@ def clip_numerator(
         and needs a rule of its own: see :func:`~optax_clip.clipped_adam`.
       fraction: as in :func:`clip_top_k_coordinates`.
       scope: as in :func:`clip_top_k_coordinates`.
+      tolerance: as in :func:`clip_top_k_coordinates`.
 
     Returns:
       A transformation with a :class:`ClipNumeratorState`.
 
     Raises:
-      ValueError: for a fraction outside ``[0, 1)``, or an unknown scope.
+      ValueError: for a fraction or a tolerance outside ``[0, 1)``, or an unknown scope.
       TypeError: at init or update, for a leaf that is not floating-point or complex.
 
     Examples:
@@ -219,6 +227,7 @@ def clip_numerator(
     """
     check_fraction(fraction)
     check_scope(scope)
+    check_tolerance(tolerance)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
@@ -226,7 +235,7 @@ def clip_numerator(
 
     def update_fn(updates, state, params=None, **extra_args):
         check_leaves(updates)
-        clip_state = measure(updates, state.clip_state, fraction, scope)
+        clip_state = measure(updates, state.clip_state, fraction, scope, tolerance)
         scaled, inner_state = inner.update(
             updates, state.inner_state, params, **extra_args
         )
@@ -299,6 +308,15 @@ def check_fraction(fraction: optax.ScalarOrSchedule) -> None:
         )
 
 
+def check_tolerance(tolerance: float) -> None:
+    """Refuse what is no share of the coordinates, or not known before tracing."""
+    if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
+        raise ValueError(
+            "clipping: expected a tolerance, a share of the coordinates, as a Python "
+            f"number in [0, 1); got {tolerance!r}."
+        )
+
+
 def is_zero(fraction: optax.ScalarOrSchedule) -> bool:
     """Whether nothing will ever be clipped.
 
@@ -351,6 +369,7 @@ def measure(
     state: ClipTopKState,
     fraction: optax.ScalarOrSchedule,
     scope: Scope,
+    tolerance: float = 0.0,
 ) -> ClipTopKState:
     """The next state, with the thresholds of these updates."""
     leaves = [_modulus(leaf) for leaf in jax.tree.leaves(updates)]
@@ -374,7 +393,7 @@ def measure(
     if is_zero(fraction):
         value, share = _threshold.largest(leaves, groups)
     else:
-        value, share = _threshold.threshold(leaves, groups, fraction)
+        value, share = _threshold.threshold(leaves, groups, fraction, tolerance)
     return state._replace(
         threshold=convert(value, state.threshold.dtype).reshape(state.threshold.shape),
         clipped_fraction=share.reshape(state.clipped_fraction.shape),

@@ -17,7 +17,7 @@ a pass than the passes run for years: only the largest are compiled each by itse
 others go through a loop that first copies one into the cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -59,19 +59,20 @@ def search(
     skipped: Count,
     bracket: Bracket,
     dtype: jnp.dtype,
+    unfinished: Callable[[Bracket], jax.Array] = Bracket.open,
 ) -> Bracket:
     """The last bracket of every group: see `_search.search`."""
     strides = _strides(sizes)
     if max(strides) == 1:  # a small tree is its own sample
         sample, _ = _sample([_Stack([*arrays], [*groups])], strides, dtype)
         return _search.search(
-            lambda probes: Count.of(_reached(sample, probes)), skipped, bracket
+            lambda probes: Count.of(_reached(sample, probes)),
+            skipped,
+            bracket,
+            unfinished,
         )
     stacks = _stacks(arrays, groups, dtype)
     capacity = _capacity(stacks, len(sizes))
-
-    def unfinished(state):
-        return jnp.any(state[0].open())
 
     def advance(state):
         bracket, probes, turn = state
@@ -82,7 +83,7 @@ def search(
             *(probes[:, i] for i in (1, 2)),
             *(counts.map(lambda word, i=i: word[:, i]) for i in (1, 2)),
         )
-        found = reached[:, 1] & ~reached[:, 2] & complete & bracket.open()
+        found = reached[:, 1] & ~reached[:, 2] & complete & unfinished(bracket)
         bracket = lax.cond(
             jnp.any(found),
             lambda: _finish(candidates, between, found, skipped, bracket),
@@ -91,7 +92,8 @@ def search(
         return bracket, _guess(bracket, skipped, capacity, turn), turn + 1
 
     probes = _sampled_guess(stacks, sizes, skipped, dtype)
-    return lax.while_loop(unfinished, advance, (bracket, probes, jnp.int32(0)))[0]
+    state = bracket, probes, jnp.int32(0)
+    return lax.while_loop(lambda s: jnp.any(unfinished(s[0])), advance, state)[0]
 
 
 def _guess(

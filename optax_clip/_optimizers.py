@@ -35,6 +35,7 @@ def clipped_sgd(
     *,
     scope: Scope = "global",
     refresh_every: int = 1,
+    tolerance: float = 0.0,
     accumulator_dtype: DTypeLike | None = None,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     weight_decay_mask: Mask | None = None,
@@ -56,6 +57,8 @@ def clipped_sgd(
       momentum: :math:`\beta` in ``[0, 1)``; None or 0 for none.
       scope: one threshold, ``"global"``, or one per leaf, ``"leaf"``.
       refresh_every: recompute the threshold at every so-many-th update.
+      tolerance: share of the coordinates by which the clipped ones may be fewer; see
+        :func:`~optax_clip.clip_top_k_coordinates`.
       accumulator_dtype: type of the momentum; None for that of the parameters.
       weight_decay: strength of decoupled weight decay (multiplied by the learning
         rate).
@@ -84,7 +87,9 @@ def clipped_sgd(
       Transformers <https://arxiv.org/abs/2306.00204>`_, 2022, algorithm 1.
     """
     return optax.chain(
-        clip_top_k_coordinates(fraction, scope=scope, refresh_every=refresh_every),
+        clip_top_k_coordinates(
+            fraction, scope=scope, refresh_every=refresh_every, tolerance=tolerance
+        ),
         *_moving_average(momentum, accumulator_dtype),
         *_decayed_weights(weight_decay, weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
@@ -99,6 +104,7 @@ def clipped_normalized_sgd(
     eps: float = 0.0,
     scope: Scope = "global",
     refresh_every: int = 1,
+    tolerance: float = 0.0,
     accumulator_dtype: DTypeLike | None = None,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     weight_decay_mask: Mask | None = None,
@@ -120,6 +126,7 @@ def clipped_normalized_sgd(
       eps: floor of the root mean square that divides.
       scope: as in :func:`clipped_sgd`.
       refresh_every: as in :func:`clipped_sgd`.
+      tolerance: as in :func:`clipped_sgd`.
       accumulator_dtype: as in :func:`clipped_sgd`.
       weight_decay: as in :func:`clipped_sgd`.
       weight_decay_mask: as in :func:`clipped_sgd`.
@@ -145,7 +152,9 @@ def clipped_normalized_sgd(
       Transformers <https://arxiv.org/abs/2306.00204>`_, 2022, algorithm 2.
     """
     return optax.chain(
-        clip_top_k_coordinates(fraction, scope=scope, refresh_every=refresh_every),
+        clip_top_k_coordinates(
+            fraction, scope=scope, refresh_every=refresh_every, tolerance=tolerance
+        ),
         *_moving_average(momentum, accumulator_dtype),
         normalize_by_block_rms(eps),
         *_decayed_weights(weight_decay, weight_decay_mask),

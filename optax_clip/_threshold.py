@@ -49,7 +49,10 @@ class Threshold(NamedTuple):
 
 
 def threshold(
-    arrays: Sequence[jax.Array], groups: Sequence[int], fraction: jax.Array | float
+    arrays: Sequence[jax.Array],
+    groups: Sequence[int],
+    fraction: jax.Array | float,
+    tolerance: float = 0.0,
 ) -> Threshold:
     """The ``(floor(fraction * size) + 1)``-th largest magnitude of every group.
 
@@ -58,6 +61,9 @@ def threshold(
       groups: the group of each array, numbered from 0 without gaps.
       fraction: share of the coordinates to exceed the threshold, in ``[0, 1)``; a
         Python number, or a scalar array (then clamped to the range).
+      tolerance: a share of the coordinates. Any magnitude will do that at most
+        ``floor(fraction * size)`` exceed, and at most ``tolerance * size`` fewer; the
+        search stops at the first that it has counted. 0 for the order statistic.
 
     Returns:
       A :class:`Threshold`. NaN counts as infinitely large and is never a threshold. A
@@ -72,18 +78,28 @@ def threshold(
         return Threshold(jnp.zeros(len(sizes), dtype), jnp.zeros(len(sizes)))
     skipped = stack([rank(fraction, size) for size in sizes])
     bracket = Bracket.around_all(stack([*map(Count.exactly, sizes)]), dtype)
+    slack = tolerance * jnp.asarray(sizes, jnp.float32)
+
+    def unfinished(bracket):
+        missing = skipped.minus(bracket.reach_high).as_float()
+        return bracket.open() & (missing > slack if tolerance else True)
+
     if _may_be_sharded(arrays):
         last = search(
             lambda probes: _group_counts(arrays, groups, probes, dtype),
             skipped,
             bracket,
+            unfinished,
         )
     else:
-        last = _one_device.search(arrays, groups, sizes, skipped, bracket, dtype)
+        last = _one_device.search(
+            arrays, groups, sizes, skipped, bracket, dtype, unfinished
+        )
     above = last.reach_high.as_float()
     share = above / jnp.asarray([max(size, 1) for size in sizes], jnp.float32)
-    value = lax.bitcast_convert_type(last.low.astype(unsigned(dtype)), dtype)
-    return Threshold(value, share)
+    # What exceeds this key is what reaches `high`; in a closed bracket it is `low`.
+    key = (last.high - 1).astype(unsigned(dtype))
+    return Threshold(lax.bitcast_convert_type(key, dtype), share)
 
 
 def largest(arrays: Sequence[jax.Array], groups: Sequence[int]) -> Threshold:

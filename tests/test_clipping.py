@@ -315,6 +315,17 @@ def test_the_value_of_an_array_is_clamped_as_a_traced_one(fraction):
     assert_same_bits(updates, expected)
 
 
+@pytest.mark.parametrize("tolerance", [-0.1, 1.0, jnp.float32(0.1), None])
+def test_a_tolerance_that_is_no_share_is_refused(tolerance):
+    for build in (
+        optax_clip.clip_top_k_coordinates,
+        optax_clip.clipped_sgd,
+        lambda f, **k: optax_clip.clip_numerator(optax.identity(), f, **k),
+    ):
+        with pytest.raises(ValueError, match=r"tolerance.*\[0, 1\)"):
+            build(0.1, tolerance=tolerance)
+
+
 def test_a_fraction_that_is_no_number_is_refused():
     with pytest.raises(TypeError, match=r"number.*schedule; got '0.1'"):
         optax_clip.clip_top_k_coordinates("0.1")

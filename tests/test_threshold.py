@@ -179,6 +179,33 @@ def test_scaling_by_a_power_of_two_scales_the_threshold(devices, data, fraction,
     assert_same_bits(many, np.asarray(one) * scale)
 
 
+@pytest.mark.parametrize("tolerance", [2**-10, 0.01, 0.2])
+@pytest.mark.parametrize(
+    "distribution",
+    ["heavy-tailed", "over all exponents", "two-valued", "neighbours in the last bit"],
+)
+def test_a_tolerance_bounds_how_many_fewer_are_clipped(
+    distribution, tolerance, devices, rng
+):
+    with np.errstate(over="ignore"):
+        (g,) = leaves = [DISTRIBUTIONS[distribution](rng).astype(F32)]
+    tx = optax_clip.clip_top_k_coordinates(0.05, tolerance=tolerance)
+    (update,), state = jax.jit(tx.update)(leaves, tx.init(leaves))
+    magnitudes, m = np.abs(g), reference.rank(0.05, g.size)
+    clipped = np.sum(magnitudes > state.threshold)
+    assert_same_bits(update, np.copysign(np.minimum(magnitudes, state.threshold), g))
+    assert_close(state.clipped_fraction, np.asarray(clipped / g.size), ulps=1)
+    exact = np.sum(magnitudes > reference.threshold(leaves, 0.05))  # fewer by ties
+    assert m - tolerance * g.size <= clipped <= m or clipped == exact
+
+
+def test_a_tolerance_of_everything_but_nothing_still_clips_no_more_than_asked(rng):
+    g = rng.standard_normal(1000).astype(F32)
+    tx = optax_clip.clip_top_k_coordinates(0.5, scope="leaf", tolerance=0.25)
+    _, state = tx.update([g], tx.init([g]))
+    assert 250 <= np.sum(np.abs(g) > state.threshold[0]) <= 500
+
+
 @pytest.mark.parametrize(("size", "fraction"), [(1, 0.99), (7, 0.5), (100, 0.29)])
 def test_exactly_floor_of_fn_distinct_coordinates_change(size, fraction, rng):
     g = {"a": rng.permutation(np.arange(1, size + 1)).astype(F32)}
