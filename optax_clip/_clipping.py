@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from optax_clip import _threshold
 from optax_clip._keys import (
@@ -75,7 +76,7 @@ def clip_top_k_coordinates(
     *,
     scope: Scope = "global",
     refresh_every: int = 1,
-    tolerance: float = 0.0,
+    tolerance: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip the coordinates of largest magnitude to the largest of the others.
 
@@ -178,7 +179,7 @@ def clip_numerator(
     fraction: optax.ScalarOrSchedule = 0.05,
     *,
     scope: Scope = "global",
-    tolerance: float = 0.0,
+    tolerance: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip the gradient in the numerator of a transformation that divides it.
 
@@ -308,12 +309,14 @@ def check_fraction(fraction: optax.ScalarOrSchedule) -> None:
         )
 
 
-def check_tolerance(tolerance: float) -> None:
-    """Refuse what is no share of the coordinates, or not known before tracing."""
+def check_tolerance(tolerance: ArrayLike) -> None:
+    """Refuse what is no share of the coordinates; the values of arrays are believed."""
+    if isinstance(tolerance, jax.Array):  # inject_hyperparams makes them
+        return
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         raise ValueError(
-            "clipping: expected a tolerance, a share of the coordinates, as a Python "
-            f"number in [0, 1); got {tolerance!r}."
+            "clipping: expected a tolerance, a share of the coordinates, in [0, 1); "
+            f"got {tolerance!r}."
         )
 
 
@@ -369,7 +372,7 @@ def measure(
     state: ClipTopKState,
     fraction: optax.ScalarOrSchedule,
     scope: Scope,
-    tolerance: float = 0.0,
+    tolerance: ArrayLike = 0.0,
 ) -> ClipTopKState:
     """The next state, with the thresholds of these updates."""
     leaves = [_modulus(leaf) for leaf in jax.tree.leaves(updates)]
@@ -428,7 +431,9 @@ def clip_by(
     leaves, treedef = jax.tree.flatten(updates)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     references = leaves if reference is None else treedef.flatten_up_to(reference)
-    thresholds = jnp.broadcast_to(state.threshold, (len(leaves),))
+    tau = state.threshold
+    # Not broadcast: a compiler would be given a slice for every leaf.
+    thresholds = [tau] * len(leaves) if tau.ndim == 0 else list(tau)
     clip = _clip_to if reference is None else _scale_down
     clipped = [
         clip(leaf, tau, _modulus(ref))

@@ -12,9 +12,8 @@ words of counts, and the largest, the smallest and the sum of the keys between t
 middle probes. Unless a row has more than three of them, that is all of them, and the
 answer is among them; otherwise the next pass finds a narrower bracket.
 
-Matrices of one shape share code, because compilers take longer over a hundred copies of
-a pass than the passes run for years: only the largest are compiled each by itself. The
-others go through a loop that first copies one into the cache.
+Matrices of one shape share code, because compilers take seconds over a hundred copies
+of a pass: they go through a loop that first copies one into the cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,9 +34,6 @@ ROW = 512
 
 SMALL = 2**14
 """Arrays with fewer coordinates are joined, a group at a time."""
-
-UNROLLED = 32
-"""So many matrices have a pass of their own."""
 
 SAMPLE = 2**16
 """About so many keys are in the sample, all groups together..."""
@@ -191,12 +187,9 @@ def _pass(
     # Or XLA would compute the keys before the loop, and store them.
     matrices, probes = lax.optimization_barrier(([s.matrices for s in stacks], probes))
     counts, candidates, fullest, members = [], [], [], []
-    unrolled = UNROLLED
     for stack, of_stack in zip(stacks, matrices, strict=True):
-        count, number, keys = _summaries(
-            stack._replace(matrices=of_stack), probes, dtype, unrolled
-        )
-        unrolled -= len(of_stack)
+        stack = stack._replace(matrices=of_stack)
+        count, number, keys = _summaries(stack, probes, dtype)
         counts.append(count)
         fullest.append(jnp.max(number, axis=1))
         candidates.append((keys, stack.groups))
@@ -208,22 +201,18 @@ def _pass(
 
 
 def _summaries(
-    stack: _Stack, probes: jax.Array, dtype: jnp.dtype, unrolled: int
+    stack: _Stack, probes: jax.Array, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of each matrix: four counts, the number inside of each row, the keys inside."""
-    size = len(stack.matrices)
-
-    def of(i):
-        return _summarize_rows(_keys(stack.matrices[i], dtype), probes[stack.groups[i]])
-
-    if size <= max(unrolled, 1):
-        rows = [jnp.stack(words) for words in zip(*map(of, range(size)), strict=True)]
+    branches = [lambda x=x: _keys(x, dtype) for x in stack.matrices]
+    own_probes = probes[jnp.asarray(stack.groups)]
+    if len(branches) == 1:  # nothing to copy
+        words = _summarize_rows(branches[0](), own_probes[0])
+        rows = [word[None] for word in words]
     else:
-        groups = jnp.asarray(stack.groups)
-        branches = [lambda x=x: _keys(x, dtype) for x in stack.matrices]
         rows = lax.map(
-            lambda i: _summarize_rows(lax.switch(i, branches), probes[groups[i]]),
-            jnp.arange(size),
+            lambda i: _summarize_rows(lax.switch(i, branches), own_probes[i]),
+            jnp.arange(len(branches)),
         )
     outer, inner, top, bottom, total = rows
     words = [outer & 0xFFFF, inner & 0xFFFF, inner >> 16, outer >> 16]

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
+from jax.typing import ArrayLike
 
 from optax_clip import _one_device
 from optax_clip._keys import (
@@ -52,7 +53,7 @@ def threshold(
     arrays: Sequence[jax.Array],
     groups: Sequence[int],
     fraction: jax.Array | float,
-    tolerance: float = 0.0,
+    tolerance: ArrayLike = 0.0,
 ) -> Threshold:
     """The ``(floor(fraction * size) + 1)``-th largest magnitude of every group.
 
@@ -82,7 +83,7 @@ def threshold(
 
     def unfinished(bracket):
         missing = skipped.minus(bracket.reach_high).as_float()
-        return bracket.open() & (missing > slack if tolerance else True)
+        return bracket.open() & ((tolerance == 0) | (missing > slack))
 
     if _may_be_sharded(arrays):
         last = search(
@@ -97,8 +98,9 @@ def threshold(
         )
     above = last.reach_high.as_float()
     share = above / jnp.asarray([max(size, 1) for size in sizes], jnp.float32)
-    # What exceeds this key is what reaches `high`; in a closed bracket it is `low`.
-    key = (last.high - 1).astype(unsigned(dtype))
+    # What exceeds this key is what reaches `high`. In a closed bracket it is `low`,
+    # and in that of an empty group, which no key reaches, only `low` means anything.
+    key = jnp.maximum(last.high - 1, last.low).astype(unsigned(dtype))
     return Threshold(lax.bitcast_convert_type(key, dtype), share)
 
 
