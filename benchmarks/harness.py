@@ -104,8 +104,8 @@ def import_torch() -> Any:
     return importlib.import_module("torch") if installed("torch") else None
 
 
-def installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+def installed(*names: str) -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in names)
 
 
 def peer_versions() -> dict[str, str]:
@@ -121,9 +121,10 @@ def console() -> Console:
     return console if console.is_terminal else Console(width=100)
 
 
-def figures_table(title: str, rows: Iterable[Row]) -> Table:
+def figures_table(title: str, rows: Iterable[Row], **beside: str) -> Table:
+    """`beside` are further columns: what rows call their numbers, and the heads."""
     table = Table("figure", title=title)
-    for column in ("median", "min - max", "target", "met"):
+    for column in ("median", "min - max", "target", "met", *beside.values()):
         table.add_column(column, justify="right")
     for row in rows:
         median = f"{row['median']:.3g}" if row["met"] is not None else "not measured"
@@ -131,7 +132,9 @@ def figures_table(title: str, rows: Iterable[Row]) -> Table:
             f"{row['min']:.3g} - {row['max']:.3g}" if row["met"] is not None else ""
         )
         met = {True: "yes", False: "no", None: ""}[row["met"]]
-        table.add_row(row["figure"], median, spread, row["target"], met)
+        numbers = [row.get(name, math.nan) for name in beside]
+        others = ["" if math.isnan(number) else f"{number:.3g}" for number in numbers]
+        table.add_row(row["figure"], median, spread, row["target"], met, *others)
     return table
 
 

@@ -1,19 +1,23 @@
 """The benchmarks run, agree with one another and say what they did; no timing here."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
+import os
 
+import jax
 import pytest
 
-from benchmarks import contestants, selection
-from examples.models import t5
+from benchmarks import contestants, curvature, diagnostics, selection
+from examples.models import huggingface, t5
 
 TINY = t5.T5Config(
     vocab_size=320, d_model=32, d_kv=8, d_ff=64, num_heads=2,
     num_layers=1, num_decoder_layers=1,
 )  # fmt: skip
+WITH_TORCH = importlib.util.find_spec("torch") is not None
 SMALL = selection.Settings("one-leaf", coordinates=10_000, rounds=1)
 
 
@@ -21,14 +25,13 @@ def test_every_figure_is_measured_and_saved(tmp_path, capsys):
     settings = dataclasses.replace(SMALL, out=tmp_path / "new" / "selection.json")
     record = selection.main(settings, TINY)
     printed = capsys.readouterr().out
-    with_torch = importlib.util.find_spec("torch") is not None
     for row, figure in zip(record["rows"], selection.FIGURES, strict=True):
         assert row["figure"] == figure.name
         assert figure.name in printed
-        absent = figure.name.startswith("torch") and not with_torch
+        absent = figure.name.startswith("torch") and not WITH_TORCH
         assert math.isnan(row["median"]) == (row["met"] is None) == absent
         assert absent or 0 <= row["min"] <= row["median"] <= row["max"]
-    assert ("torch is not installed" in printed) == (not with_torch)
+    assert ("torch is not installed" in printed) == (not WITH_TORCH)
     (saved,) = json.loads(settings.out.read_text()).values()
     assert saved.keys() == record.keys() >= {"command", "date", "made_with"}
     assert saved["load_average"].keys() == {"before", "after"}
@@ -85,3 +88,79 @@ def test_bad_settings_are_refused_by_name():
         selection.Settings(rounds=0)
     with pytest.raises(ValueError, match=r"--coordinates: .* got 10"):
         selection.Settings(coordinates=10)
+
+
+### diagnostics
+
+
+MICRO = dict.fromkeys(("d_model", "d_ff", "d_kv", "num_heads"), 4) | {
+    "vocab_size": 20, "num_layers": 1, "num_decoder_layers": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def quickly_compiled():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_every_figure_of_the_diagnostics_is_measured(
+    tmp_path, monkeypatch, capsys, quickly_compiled
+):
+    run, models = [], dict.fromkeys((diagnostics.EXAMPLE, diagnostics.SMALL), MICRO)
+
+    def in_this_process(job, cores):
+        run.append((job["section"], len(cores)))
+        return cached(json.dumps(job | {"label": ""}))
+
+    @functools.cache
+    def cached(job):  # the wall section is the other one on other cores
+        return curvature.run(json.loads(job))
+
+    monkeypatch.setattr(diagnostics, "in_process", in_this_process)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 7})
+    settings = diagnostics.Settings(rounds=1, out=tmp_path / "diagnostics.json")
+    record = diagnostics.main(settings, models)
+    printed = capsys.readouterr().out
+    speed = [("speed", 1), ("speed", 2), ("memory", 1)]
+    assert run == [*speed, ("spectrum", 1), *speed]
+    for row in record["rows"]:
+        absent = row["figure"].startswith("torch") and not WITH_TORCH
+        assert math.isnan(row["median"]) == (row["met"] is None) == absent
+        assert absent or 0 < row["min"] <= row["median"] <= row["max"]
+    assert len(record["rows"]) == 2 * (len(diagnostics.SPEED) + 2) + 1
+    assert printed.count("forward over reverse") == 2
+    assert ("torch is not installed" in printed) == (not WITH_TORCH)
+    (saved,) = json.loads(settings.out.read_text()).values()
+    assert saved.keys() == record.keys() >= {"command", "date", "made_with"}
+    assert saved["command"].endswith("benchmarks.diagnostics --rounds 1")
+
+
+def test_a_section_has_a_process_and_a_core_for_itself(tmp_path):
+    config = t5.T5Config(**MICRO)
+    huggingface.save(tmp_path, config, t5.init(config, 0)[1])
+    model = {"checkpoint": str(tmp_path)}
+    job = {"section": "memory", "model": model, "microbatches": 4}
+    cores = sorted(os.sched_getaffinity(0))
+    measured = diagnostics.in_process(job | {"tokens": (8, 2)}, cores[-1:])
+    (peak,), (temporary,) = measured.values()
+    assert 50e6 < peak < 2e9  # an interpreter with jax in it, not this one
+    assert temporary < 1e6
+    assert sorted(os.sched_getaffinity(0)) == cores
+
+
+def test_what_is_left_out_is_not_measured():
+    settings = diagnostics.Settings(memory=False, spectrum=False, peers=False)
+    jobs = diagnostics.jobs(settings, diagnostics.EXAMPLE)
+    assert jobs.keys() == {"CPU time", "wall"}
+    empty = {name: {} for name in jobs}
+    rows = diagnostics.rows(diagnostics.EXAMPLE, empty)
+    assert all(math.isnan(row["median"]) for row in rows)
+
+
+def test_different_answers_end_the_benchmark():
+    answers = {"one direction": 1.0, "seven directions": {"gradient": 1.0}}
+    curvature.check(answers)
+    with pytest.raises(RuntimeError, match="forward over forward differs"):
+        curvature.check(answers | {"forward over forward": 1.1})
