@@ -112,7 +112,13 @@ def prepare(settings: Settings) -> tuple[Task, dict[str, float | None]]:
     settings.check()
     rates = learning_rates(settings.optimizer, settings.learning_rate)
     task = load_task(settings)
-    identity = settings.decisive() | {"learning_rates": rates}
+    # Names may come to mean other files between a run and its continuation.
+    data = [settings.pairs] if settings.pairs else []
+    files = [*task.weights, task.spiece, *data]
+    identity = settings.decisive() | {
+        "learning_rates": rates,
+        "files": run_folder.fingerprint(*files),
+    }
     run_folder.open_run(settings.run, identity, resume=settings.resume)
     return task, rates
 

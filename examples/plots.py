@@ -38,7 +38,7 @@ _STYLE = {
 
 def plot_run(run: tyro.conf.Positional[Path]) -> list[Path]:
     """Draws every picture that the run has data for."""
-    summary = json.loads((run / "summary.json").read_text())
+    summary = run_folder.read_summary(run)
     painters = {"loss_curves": _loss_curves}
     if (run / "landscape.json").is_file():
         painters["landscape"] = _landscape
@@ -198,4 +198,4 @@ def _sharpness(figure: Figure, run: Path, summary: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(plot_run)
+    run_folder.cli(plot_run)

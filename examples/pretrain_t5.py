@@ -41,6 +41,20 @@ class Settings:
     num_layers: int = 4  # in the encoder, and as many in the decoder
     seed: int = 0
 
+    def check(self) -> None:
+        """Refuses what no run can mean, in one sentence."""
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "seed" else 1
+            flag = field.name.replace("_", "-")
+            if field.type is int and value < least:
+                raise ValueError(
+                    f"--settings.{flag} must be at least {least}; got {value}."
+                )
+            if field.type is float and not 0 <= value < float("inf"):
+                raise ValueError(
+                    f"--settings.{flag} must be positive and finite; got {value}."
+                )
+
 
 def main(
     settings: Settings = Settings(),
@@ -61,6 +75,8 @@ def main(
         evaluate_every: steps between losses on the held-out stories.
     """
     try:
+        settings.check()
+        check_output(out, settings)
         words, train, valid = prepare(settings)
         run_folder.open_run(run, dataclasses.asdict(settings), resume=resume)
     except (ValueError, OSError) as error:
@@ -86,15 +102,25 @@ def main(
     print(f"{out}: weights, model card and loss curve")
 
 
+def check_output(out: Path, settings: Settings) -> None:
+    """Refuses to replace the committed weights by a trial's."""
+    if out.resolve() == CHECKPOINT.resolve() and settings != Settings():
+        raise ValueError(
+            f"{out} holds the committed weights, which were made with the default "
+            "settings: name another folder with --out."
+        )
+
+
 def prepare(
     settings: Settings,
 ) -> tuple[vocabulary.Vocabulary, np.ndarray, np.ndarray]:
     """The vocabulary, and the training and held-out text in tokens.
 
     Raises:
-        ValueError: the text is too short for these settings.
+        ValueError: the text is too short for these settings, or no T5 has them.
     """
     words = vocabulary.load()
+    model_config(settings, words)
     train, valid = (text(words, pairs) for pairs in translation.committed_split())
     for stream in (train, valid):
         batches(settings, words, stream, settings.seed)(0)

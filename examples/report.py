@@ -44,7 +44,7 @@ def train_loss(losses: Sequence[float]) -> float:
 
 def show(run: tyro.conf.Positional[Path]) -> None:
     """Prints a run's tables and a few of its translations."""
-    summary = json.loads((run / "summary.json").read_text())
+    summary = run_folder.read_summary(run)
     console = Console()
     if not console.is_terminal:
         console = Console(width=100)
@@ -216,4 +216,4 @@ def _number(
 
 
 if __name__ == "__main__":
-    tyro.cli(show)
+    run_folder.cli(show)

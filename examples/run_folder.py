@@ -8,6 +8,7 @@ A run of several trainings has one settings.json and a sub-folder for each train
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import tyro
 
 Line = dict[str, Any]
 
@@ -28,7 +30,7 @@ def open_run(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None
     path = folder / "settings.json"
     wanted = json.loads(json.dumps(dict(settings), default=str))
     if path.is_file():
-        found = json.loads(path.read_text())["settings"]
+        found = read_settings(path)
         if found != wanted:
             raise FileExistsError(
                 f"{folder} belongs to a run with other settings "
@@ -49,6 +51,26 @@ def open_run(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None
         write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a run folder was claimed for."""
+    try:
+        return json.loads(path.read_text())["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected the settings of a run ({error!r}): remove the folder, "
+            "or name another one."
+        ) from error
+
+
+def fingerprint(*paths: Path) -> str:
+    """A hash of the contents of some files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def provenance() -> dict[str, str]:
     """The software and hardware that numbers were made with."""
     kind = jax.devices()[0].device_kind
@@ -59,6 +81,22 @@ def provenance() -> dict[str, str]:
         **{name: importlib.metadata.version(name) for name in packages},
         "device": f"{device}, {os.cpu_count()} cores, {platform.machine()}",
     }
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What a finished run left of itself."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no finished run: no {path.name}.")
+    return json.loads(path.read_text())
+
+
+def cli(program: Callable[[Path], Any]) -> None:
+    """Runs a program about one finished run from the command line."""
+    try:
+        tyro.cli(program)
+    except OSError as error:
+        raise SystemExit(str(error)) from None
 
 
 def read_metrics(folder: Path) -> list[Line]:

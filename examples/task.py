@@ -45,6 +45,7 @@ class Task:
     params: t5.Params
     words: vocabulary.Vocabulary
     spiece: Path
+    weights: list[Path]
     train: translation.Tokenised
     held_out: list[translation.Pair]
     held_out_arrays: translation.Arrays
@@ -92,7 +93,11 @@ def load_task(settings: TaskSettings) -> Task:
     split = _split(settings)
     train = translation.tokenise(split.train, words, settings.max_length)
     rows = settings.batch_size * settings.measured_batches
-    translation.rows_at(len(train.arrays["source"]), rows, settings.seed, 0)
+    if rows > (available := len(train.arrays["source"])):
+        raise ValueError(
+            f"expected at least --batch-size x --measured-batches = {rows} training "
+            f"pairs, got {available}: lower one of the two."
+        )
     held_out = _sample(split.valid, words, settings.max_length, settings.held_out)
     arrays = translation.tokenise(held_out, words, settings.max_length).arrays
     return Task(
@@ -101,6 +106,7 @@ def load_task(settings: TaskSettings) -> Task:
         params,
         words,
         spiece,
+        huggingface.weight_files(folder),
         train,
         held_out,
         arrays,

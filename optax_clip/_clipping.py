@@ -9,10 +9,18 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from optax_clip import _threshold
-from optax_clip._keys import infinity_key, magnitude_key, narrow
+from optax_clip._keys import (
+    common_dtype,
+    convert,
+    infinity_key,
+    magnitude_key,
+    with_sign_of,
+)
 
 Scope = Literal["global", "leaf"]
 """One threshold for all leaves together, or one for each."""
@@ -68,6 +76,7 @@ def clip_top_k_coordinates(
     *,
     scope: Scope = "global",
     refresh_every: int = 1,
+    tolerance: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip the coordinates of largest magnitude to the largest of the others.
 
@@ -94,7 +103,13 @@ def clip_top_k_coordinates(
       scope: ``"global"`` for one threshold over all leaves (the paper's), ``"leaf"``
         for one per leaf.
       refresh_every: recompute the threshold at every so-many-th update, and reuse it
-        in between, when the state keeps the numbers of the update that computed it.
+        in between, when the state keeps the numbers of the update that computed it,
+        and more or fewer coordinates than ``fraction`` may exceed it. A threshold of 0
+        is not reused.
+      tolerance: 0 for the exact :math:`\tau`. Otherwise any :math:`\tau` will do that
+        clips at most ``fraction`` of the coordinates and at most ``tolerance`` fewer
+        (ties aside), so that the search can stop earlier: often after one pass over
+        the gradient.
 
     Returns:
       A transformation with a :class:`ClipTopKState`; see also :func:`clip_metrics`.
@@ -103,7 +118,7 @@ def clip_top_k_coordinates(
       modulus is clipped and the phase kept.
 
     Raises:
-      ValueError: for a fraction outside ``[0, 1)``, an unknown scope, or
+      ValueError: for a fraction or a tolerance outside ``[0, 1)``, an unknown scope, or
         ``refresh_every < 1``.
       TypeError: at init or update, for a leaf that is not floating-point or complex.
 
@@ -127,6 +142,7 @@ def clip_top_k_coordinates(
     """
     check_fraction(fraction)
     check_scope(scope)
+    check_tolerance(tolerance)
     # inject_hyperparams turns numbers into arrays; only what is known can be checked.
     always = isinstance(refresh_every, int) and refresh_every == 1
     if not isinstance(refresh_every, jax.core.Tracer) and refresh_every < 1:
@@ -142,14 +158,18 @@ def clip_top_k_coordinates(
         del params, extra_args
         check_leaves(updates)
         if always:
-            state = measure(updates, state, fraction, scope)
-        else:
-            state = jax.lax.cond(
-                state.count % refresh_every == 0,
-                lambda: measure(updates, state, fraction, scope),
-                lambda: advance(state),
-            )
-        return clip_by(state, fraction, updates), state
+            state = measure(updates, state, fraction, scope, tolerance)
+            return clip_by(state, fraction, updates), state
+        due = state.count % refresh_every == 0
+        state = jax.lax.cond(
+            due,
+            lambda: measure(updates, state, fraction, scope, tolerance),
+            lambda: advance(state),
+        )
+        # That of a gradient of zeros says nothing about the next one.
+        usable = due | (state.threshold > 0)
+        tau = jnp.where(usable, state.threshold, jnp.inf)
+        return clip_by(state._replace(threshold=tau), fraction, updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -159,6 +179,7 @@ def clip_numerator(
     fraction: optax.ScalarOrSchedule = 0.05,
     *,
     scope: Scope = "global",
+    tolerance: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip the gradient in the numerator of a transformation that divides it.
 
@@ -170,7 +191,8 @@ def clip_numerator(
         = \operatorname{sign}(g_i) \min(|g_i|, \tau) / d_i
 
     where :math:`d_i` has seen the raw gradient; chaining
-    :func:`clip_top_k_coordinates` before ``inner`` would be another algorithm.
+    :func:`clip_top_k_coordinates` before ``inner`` would be another algorithm. What
+    divides an infinite coordinate cannot be known: its update becomes NaN.
 
     Args:
       inner: a transformation that scales the current gradient coordinate by
@@ -179,12 +201,13 @@ def clip_numerator(
         and needs a rule of its own: see :func:`~optax_clip.clipped_adam`.
       fraction: as in :func:`clip_top_k_coordinates`.
       scope: as in :func:`clip_top_k_coordinates`.
+      tolerance: as in :func:`clip_top_k_coordinates`.
 
     Returns:
       A transformation with a :class:`ClipNumeratorState`.
 
     Raises:
-      ValueError: for a fraction outside ``[0, 1)``, or an unknown scope.
+      ValueError: for a fraction or a tolerance outside ``[0, 1)``, or an unknown scope.
       TypeError: at init or update, for a leaf that is not floating-point or complex.
 
     Examples:
@@ -205,6 +228,7 @@ def clip_numerator(
     """
     check_fraction(fraction)
     check_scope(scope)
+    check_tolerance(tolerance)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
@@ -212,7 +236,7 @@ def clip_numerator(
 
     def update_fn(updates, state, params=None, **extra_args):
         check_leaves(updates)
-        clip_state = measure(updates, state.clip_state, fraction, scope)
+        clip_state = measure(updates, state.clip_state, fraction, scope, tolerance)
         scaled, inner_state = inner.update(
             updates, state.inner_state, params, **extra_args
         )
@@ -263,18 +287,36 @@ def clip_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
 
 
 def check_fraction(fraction: optax.ScalarOrSchedule) -> None:
-    """Refuse a concrete fraction outside ``[0, 1)``; tracers cannot be looked at."""
-    if callable(fraction) or isinstance(fraction, jax.core.Tracer):
+    """Refuse a number outside ``[0, 1)``; the values of arrays are clamped instead."""
+    if callable(fraction):
         return
+    if not isinstance(fraction, (int, float, np.number, np.ndarray, jax.Array)):
+        raise TypeError(
+            "clipping: expected the fraction of the coordinates as a number, a scalar "
+            f"array or a schedule; got {fraction!r}."
+        )
     if jnp.ndim(fraction) != 0:
         raise ValueError(
             "clipping: expected a scalar fraction of the coordinates; got one of shape "
             f"{jnp.shape(fraction)}."
         )
+    if isinstance(fraction, jax.Array):
+        return
     if not 0 <= float(fraction) < 1:
         raise ValueError(
             "clipping: expected a fraction of the coordinates in [0, 1); got "
             f"{fraction}. (For 1, the gradient's signs, use optax.scale_by_sign.)"
+        )
+
+
+def check_tolerance(tolerance: ArrayLike) -> None:
+    """Refuse what is no share of the coordinates; the values of arrays are believed."""
+    if isinstance(tolerance, jax.Array):  # inject_hyperparams makes them
+        return
+    if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
+        raise ValueError(
+            "clipping: expected a tolerance, a share of the coordinates, in [0, 1); "
+            f"got {tolerance!r}."
         )
 
 
@@ -317,7 +359,7 @@ def init_state(params: optax.Params, scope: Scope) -> ClipTopKState:
     check_leaves(params)
     leaves = jax.tree.leaves(params)
     shape = (len(leaves),) if scope == "leaf" else ()
-    wide = any(jnp.finfo(leaf.dtype).bits == 64 for leaf in leaves)
+    wide = any(jnp.finfo(jnp.result_type(leaf)).bits == 64 for leaf in leaves)
     return ClipTopKState(
         count=jnp.zeros((), jnp.int32),
         threshold=jnp.zeros(shape, jnp.float64 if wide else jnp.float32),
@@ -330,6 +372,7 @@ def measure(
     state: ClipTopKState,
     fraction: optax.ScalarOrSchedule,
     scope: Scope,
+    tolerance: ArrayLike = 0.0,
 ) -> ClipTopKState:
     """The next state, with the thresholds of these updates."""
     leaves = [_modulus(leaf) for leaf in jax.tree.leaves(updates)]
@@ -337,6 +380,12 @@ def measure(
         raise ValueError(
             "clipping: expected updates with as many leaves as the parameters at init, "
             f"{state.threshold.size}; got {len(leaves)}."
+        )
+    double = any(jnp.finfo(leaf.dtype).bits == 64 for leaf in leaves)
+    if double and state.threshold.dtype != jnp.float64:
+        raise TypeError(
+            "clipping: expected updates in at most the precision of the parameters "
+            "at init, single; got double: convert them, or the parameters."
         )
     if callable(fraction):
         fraction = jnp.asarray(fraction(state.count))
@@ -347,9 +396,9 @@ def measure(
     if is_zero(fraction):
         value, share = _threshold.largest(leaves, groups)
     else:
-        value, share = _threshold.threshold(leaves, groups, fraction)
+        value, share = _threshold.threshold(leaves, groups, fraction, tolerance)
     return state._replace(
-        threshold=value.astype(state.threshold.dtype).reshape(state.threshold.shape),
+        threshold=convert(value, state.threshold.dtype).reshape(state.threshold.shape),
         clipped_fraction=share.reshape(state.clipped_fraction.shape),
     )
 
@@ -380,33 +429,59 @@ def clip_by(
     if is_zero(fraction):
         return updates
     leaves, treedef = jax.tree.flatten(updates)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
     references = leaves if reference is None else treedef.flatten_up_to(reference)
-    thresholds = jnp.broadcast_to(state.threshold, (len(leaves),))
+    tau = state.threshold
+    # Not broadcast: a compiler would be given a slice for every leaf.
+    thresholds = [tau] * len(leaves) if tau.ndim == 0 else list(tau)
+    clip = _clip_to if reference is None else _scale_down
     clipped = [
-        _clip_to(leaf, tau)
-        if reference is None and not jnp.iscomplexobj(leaf)
-        else _scale_down(leaf, tau, _modulus(ref))
+        clip(leaf, tau, _modulus(ref))
         for leaf, ref, tau in zip(leaves, references, thresholds, strict=True)
     ]
     return treedef.unflatten(clipped)
 
 
-def _clip_to(leaf: jax.Array, tau: jax.Array) -> jax.Array:
-    limit = narrow(tau, leaf.dtype)
-    limit = jnp.where(jnp.signbit(leaf), -limit, limit)
-    return jnp.where(_exceeds(leaf, tau), limit, leaf)
+def _clip_to(leaf: jax.Array, tau: jax.Array, magnitude: jax.Array) -> jax.Array:
+    """Replace what exceeds ``tau`` by ``tau`` itself, with its own sign or phase."""
+    if jnp.iscomplexobj(leaf):
+        limit = _phase(leaf) * tau.astype(magnitude.dtype)
+    else:
+        limit = with_sign_of(convert(tau, leaf.dtype), leaf)
+    return jnp.where(exceeds(magnitude, tau), limit, leaf)
 
 
 def _scale_down(leaf: jax.Array, tau: jax.Array, magnitude: jax.Array) -> jax.Array:
-    scale = (tau / jnp.abs(magnitude).astype(tau.dtype)).astype(magnitude.dtype)
-    return jnp.where(_exceeds(magnitude, tau), leaf * scale, leaf)
+    """``leaf tau / magnitude`` where that exceeds ``tau``."""
+    above = exceeds(magnitude, tau)
+    wide = jnp.promote_types(tau.dtype, magnitude.dtype)
+    # Not 0 elsewhere, or the derivative would be NaN there; and not the quotient of
+    # the magnitudes first, which underflows.
+    divisor = jnp.where(above, jnp.abs(magnitude).astype(wide), 1)
+    scaled = leaf.astype(jnp.promote_types(leaf.dtype, wide)) / divisor * tau
+    return jnp.where(above, scaled.astype(leaf.dtype), leaf)
 
 
-def _exceeds(leaf: jax.Array, tau: jax.Array) -> jax.Array:
+def _phase(z: jax.Array) -> jax.Array:
+    """``z / |z|``, also where the modulus overflows."""
+    largest = jnp.maximum(jnp.abs(z.real), jnp.abs(z.imag))
+    infinite = jnp.isinf(largest)
+    half = jnp.where(infinite | (largest == 0), 1, largest / 2)
+
+    def part(x):
+        at_infinity = jnp.where(jnp.isinf(x), jnp.sign(x), 0)
+        return jnp.where(infinite, at_infinity, x / 2 / half)
+
+    x, y = part(z.real), part(z.imag)
+    length = jnp.sqrt(jnp.square(x) + jnp.square(y))
+    return jax.lax.complex(x / length, y / length)
+
+
+def exceeds(leaf: jax.Array, tau: jax.Array) -> jax.Array:
     """Whether ``|leaf| > tau``, and not NaN, as the threshold was counted."""
-    key = magnitude_key(leaf, tau.dtype)
-    finite_or_inf = key <= infinity_key(tau.dtype)
-    return (key > magnitude_key(tau, tau.dtype)) & finite_or_inf
+    dtype = common_dtype([leaf, tau])
+    key = magnitude_key(leaf, dtype)
+    return (key > magnitude_key(tau, dtype)) & (key <= infinity_key(dtype))
 
 
 def _modulus(leaf: jax.Array) -> jax.Array:

@@ -25,8 +25,15 @@ def common_dtype(arrays: Sequence[jax.Array]) -> jnp.dtype:
 def magnitude_key(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The bit patterns of ``|array|`` in ``dtype``: integers that order like it."""
     bits = lax.bitcast_convert_type(widen(array, dtype), unsigned(dtype))
-    bits = bits & ~jnp.asarray(_sign_bit(dtype), bits.dtype)
-    return bits.astype(key_dtype(dtype))
+    return (bits & ~_sign_bit(dtype)).astype(key_dtype(dtype))
+
+
+def with_sign_of(magnitude: jax.Array, array: jax.Array) -> jax.Array:
+    """``copysign``, by bits: arithmetic could flush a subnormal magnitude."""
+    dtype = array.dtype
+    signs = lax.bitcast_convert_type(array, unsigned(dtype)) & _sign_bit(dtype)
+    bits = lax.bitcast_convert_type(magnitude, unsigned(dtype))
+    return lax.bitcast_convert_type(signs | bits, dtype)
 
 
 def infinity_key(dtype: jnp.dtype) -> int:
@@ -45,6 +52,12 @@ def unsigned(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
 
 
+def convert(magnitude: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Convert a magnitude to any float type, keeping subnormal numbers."""
+    wider = jnp.finfo(dtype).bits > jnp.finfo(magnitude.dtype).bits
+    return (widen if wider else narrow)(magnitude, dtype)
+
+
 def widen(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Convert to a wider float type, exactly.
 
@@ -59,19 +72,24 @@ def widen(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
         shift = jnp.finfo(dtype).bits - source.bits
         return lax.bitcast_convert_type(bits.astype(unsigned(dtype)) << shift, dtype)
     bits = lax.bitcast_convert_type(array, unsigned(array.dtype))
-    magnitude = (bits & ~jnp.asarray(_sign_bit(array.dtype), bits.dtype)).astype(
-        jnp.int32
-    )
+    magnitude = (bits & ~_sign_bit(array.dtype)).astype(jnp.int32)
     unit = math.ldexp(1.0, source.minexp - source.nmant)
     subnormal = magnitude.astype(dtype) * jnp.asarray(unit, dtype)
     return jnp.where(magnitude < (1 << source.nmant), subnormal, array.astype(dtype))
 
 
 def narrow(magnitude: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Round to a narrower float type, keeping subnormal numbers."""
-    info = jnp.finfo(dtype)
-    if info.nexp == jnp.finfo(magnitude.dtype).nexp:
-        return magnitude.astype(dtype)
+    """Round a magnitude to a narrower float type, keeping subnormal numbers."""
+    source, info = jnp.finfo(magnitude.dtype), jnp.finfo(dtype)
+    if magnitude.dtype == dtype:
+        return magnitude
+    if source.nexp == info.nexp:  # float32 to bfloat16: round half to even, cut
+        # Not by a conversion: AVX-512 has one, and it flushes subnormal numbers.
+        bits = lax.bitcast_convert_type(magnitude, unsigned(magnitude.dtype))
+        shift = source.bits - info.bits
+        half = ((bits >> shift) & 1) + ((1 << (shift - 1)) - 1)
+        bits = ((bits + half) >> shift).astype(unsigned(dtype))
+        return lax.bitcast_convert_type(bits, dtype)
     unit = math.ldexp(1.0, info.minexp - info.nmant)
     units = jnp.round(magnitude / jnp.asarray(unit, magnitude.dtype))
     is_subnormal = units <= (1 << info.nmant)  # or the first normal number
@@ -80,5 +98,6 @@ def narrow(magnitude: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.where(is_subnormal, subnormal, magnitude.astype(dtype))
 
 
-def _sign_bit(dtype: jnp.dtype) -> int:
-    return 1 << (jnp.finfo(dtype).bits - 1)
+def _sign_bit(dtype: jnp.dtype) -> jax.Array:
+    """The pattern of -0.0."""
+    return jnp.asarray(1 << (jnp.finfo(dtype).bits - 1), unsigned(dtype))

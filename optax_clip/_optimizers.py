@@ -15,6 +15,7 @@ from optax_clip._clipping import (
     ClipTopKState,
     Scope,
     check_fraction,
+    check_leaves,
     check_scope,
     clip_by,
     clip_numerator,
@@ -34,6 +35,7 @@ def clipped_sgd(
     *,
     scope: Scope = "global",
     refresh_every: int = 1,
+    tolerance: ArrayLike = 0.0,
     accumulator_dtype: DTypeLike | None = None,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     weight_decay_mask: Mask | None = None,
@@ -55,6 +57,8 @@ def clipped_sgd(
       momentum: :math:`\beta` in ``[0, 1)``; None or 0 for none.
       scope: one threshold, ``"global"``, or one per leaf, ``"leaf"``.
       refresh_every: recompute the threshold at every so-many-th update.
+      tolerance: share of the coordinates by which the clipped ones may be fewer; see
+        :func:`~optax_clip.clip_top_k_coordinates`.
       accumulator_dtype: type of the momentum; None for that of the parameters.
       weight_decay: strength of decoupled weight decay (multiplied by the learning
         rate).
@@ -83,7 +87,9 @@ def clipped_sgd(
       Transformers <https://arxiv.org/abs/2306.00204>`_, 2022, algorithm 1.
     """
     return optax.chain(
-        clip_top_k_coordinates(fraction, scope=scope, refresh_every=refresh_every),
+        clip_top_k_coordinates(
+            fraction, scope=scope, refresh_every=refresh_every, tolerance=tolerance
+        ),
         *_moving_average(momentum, accumulator_dtype),
         *_decayed_weights(weight_decay, weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
@@ -98,6 +104,7 @@ def clipped_normalized_sgd(
     eps: float = 0.0,
     scope: Scope = "global",
     refresh_every: int = 1,
+    tolerance: ArrayLike = 0.0,
     accumulator_dtype: DTypeLike | None = None,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     weight_decay_mask: Mask | None = None,
@@ -119,6 +126,7 @@ def clipped_normalized_sgd(
       eps: floor of the root mean square that divides.
       scope: as in :func:`clipped_sgd`.
       refresh_every: as in :func:`clipped_sgd`.
+      tolerance: as in :func:`clipped_sgd`.
       accumulator_dtype: as in :func:`clipped_sgd`.
       weight_decay: as in :func:`clipped_sgd`.
       weight_decay_mask: as in :func:`clipped_sgd`.
@@ -144,7 +152,9 @@ def clipped_normalized_sgd(
       Transformers <https://arxiv.org/abs/2306.00204>`_, 2022, algorithm 2.
     """
     return optax.chain(
-        clip_top_k_coordinates(fraction, scope=scope, refresh_every=refresh_every),
+        clip_top_k_coordinates(
+            fraction, scope=scope, refresh_every=refresh_every, tolerance=tolerance
+        ),
         *_moving_average(momentum, accumulator_dtype),
         normalize_by_block_rms(eps),
         *_decayed_weights(weight_decay, weight_decay_mask),
@@ -303,6 +313,7 @@ def clipped_adam(
         ]
     elif clip == "update":
         steps = [
+            _only_floats(),
             optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype),
             clip_top_k_coordinates(fraction, scope=scope),
         ]
@@ -416,6 +427,17 @@ def _keep_dtype(
     return [optax.GradientTransformationExtraArgs(inner.init, update_fn)]
 
 
+def _only_floats() -> optax.GradientTransformation:
+    """Refuse what Optax's moments would silently turn into floats."""
+
+    def update_fn(updates, params):
+        del params
+        check_leaves(updates)
+        return updates
+
+    return optax.stateless(update_fn)
+
+
 def _relative_step(count: ArrayLike) -> jax.Array:
     """Adafactor's ``min(1e-2, 1 / sqrt(t))``, with ``t = count + 1``."""
     return jnp.minimum(1e-2, 1 / jnp.sqrt(jnp.asarray(count) + 1.0))
@@ -454,6 +476,7 @@ def _scale_by_clipped_adam(
 
     def update_fn(updates, state, params=None):
         del params
+        check_leaves(updates)
         clip_state = measure(updates, state.clip_state, fraction, scope)
         clipped = clip_by(clip_state, fraction, updates)
         mu = optax.tree.update_moment(clipped, state.mu, b1, 1)
@@ -482,6 +505,7 @@ def _interpolate_momentum(b1, b2, mu_dtype) -> optax.GradientTransformation:
 
     def update_fn(updates, state, params=None):
         del params
+        check_leaves(updates)
         mixed = jax.tree.map(lambda g, m: (1.0 - b1) * g + b1 * m, updates, state.mu)
         mu = optax.tree.update_moment(updates, state.mu, b2, 1)
         count = optax.safe_increment(state.count)

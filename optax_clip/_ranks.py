@@ -54,6 +54,15 @@ class Count(NamedTuple):
         """The number rounded to float32."""
         return self.high.astype(jnp.float32) * 2.0**16 + self.low.astype(jnp.float32)
 
+    def total(self, groups: Sequence[int], number: int) -> "Count":
+        """The sums of the rows of each of so many groups."""
+
+        def add(word):
+            zeros = jnp.zeros((number, *word.shape[1:]), jnp.int32)
+            return zeros.at[jnp.asarray(groups)].add(word)
+
+        return self.map(add).carried()
+
     def map(self, function) -> "Count":
         """Apply ``function`` to both words."""
         return Count(function(self.high), function(self.low))

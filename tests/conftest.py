@@ -50,8 +50,16 @@ def x64():
 
 
 @pytest.fixture(params=["one device", "many devices"])
-def devices(request, monkeypatch):
+def devices(request):
     """The code paths of a process with one device and with several."""
-    if request.param == "one device":
-        monkeypatch.setattr(jax, "device_count", lambda *_: 1)
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def device_count(request, monkeypatch):
+    """One device for all but the tests of several: that is what most users run."""
+    several = request.module.__name__.endswith("test_sharding")
+    if "devices" in request.fixturenames:
+        several = request.getfixturevalue("devices") == "many devices"
+    if not several:
+        monkeypatch.setattr(jax, "device_count", lambda *_: 1)

@@ -79,8 +79,20 @@ def test_refreshing_less_often_than_every_step_is_refused(every):
         lambda: optax_clip.clip_numerator(optax.identity()),
         optax_clip.normalize_by_block_rms,
         lambda: optax_clip.clipped_sgd(0.1),
+        lambda: optax_clip.clipped_adam(0.1),
+        lambda: optax_clip.clipped_adam(0.1, clip="update"),
+        lambda: optax_clip.clipped_lion(0.1),
     ],
-    ids=["clip", "clip leaf", "numerator", "normalize", "sgd"],
+    ids=[
+        "clip",
+        "clip leaf",
+        "numerator",
+        "normalize",
+        "sgd",
+        "adam",
+        "adam update",
+        "lion",
+    ],
 )
 def test_gradients_that_are_not_floats_are_refused_by_path_and_dtype(factory, dtype):
     g = {"encoder": {"table": jnp.ones(3, dtype), "weight": jnp.ones(3)}}
@@ -227,7 +239,96 @@ def test_a_nonzero_coordinate_above_threshold_zero_becomes_zero_of_its_sign():
     assert_same_bits(updates, jnp.array([0.0, -0.0, 0.0, 0.0]))
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_tree_of_empty_leaves_passes_through(scope, devices):
+    g = {"a": jnp.zeros(0), "b": jnp.zeros((3, 0))}
+    tx = optax_clip.clip_top_k_coordinates(0.25, scope=scope)
+    updates, state = tx.update(g, tx.init(g))
+    assert_same_bits(updates, g)
+    assert jnp.all(state.threshold == 0)
+
+
+def test_python_numbers_are_leaves_too():
+    updates, _ = clip_once({"a": 3.0, "b": -8.0}, 0.5)
+    assert updates == {"a": 3.0, "b": -3.0}
+
+
+def test_gradients_wider_than_the_parameters_are_refused(x64):
+    tx = optax_clip.clip_top_k_coordinates(0.3)
+    state = tx.init(jnp.ones(3, jnp.float32))
+    with pytest.raises(TypeError, match=r"precision .* single; got double"):
+        tx.update(jnp.ones(3, jnp.float64), state)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "dtype"),
+    [
+        ([1e-4, 2e-4, 3e4, 1e-4], 4e-4, jnp.float16),
+        ([1e-20, 2e-20, 3e30, 1e-20], 4e-20, jnp.float32),
+    ],
+)
+def test_a_numerator_is_clipped_by_any_factor(values, expected, dtype):
+    g = jnp.asarray(values, dtype)
+    tx = optax_clip.clip_numerator(optax.scale(2.0), 0.3)
+    updates, _ = tx.update(g, tx.init(g))
+    assert updates.dtype == dtype
+    assert_close(updates[2], np.asarray(expected), ulps=2)
+
+
+def test_a_complex_number_of_infinite_modulus_keeps_its_phase():
+    g = jnp.array([3e38 + 3e38j, 2.0, 1.0, complex(np.inf, -np.inf)], jnp.complex64)
+    updates, _ = clip_once(g, 0.5)
+    side = np.float32(2 / np.sqrt(2))
+    assert_close(jnp.real(updates), np.array([side, 2, 1, side]))
+    assert_close(jnp.imag(updates), np.array([side, 0, 0, -side]))
+
+
+def test_the_derivative_of_a_clipped_numerator_is_finite_at_zero():
+    tx = optax_clip.clip_numerator(optax.scale(0.5), 0.3)
+
+    def total(g):
+        return jnp.sum(tx.update(g, tx.init(g))[0])
+
+    slopes = jax.grad(total)(jnp.array([0.0, 2.0, -8.0, 3.0]))
+    assert_close(slopes, np.array([0.5, 0.5, 0.0, 0.5]))
+
+
 # Fractions that move, thresholds that stay
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_threshold_of_a_zero_gradient_is_not_reused(scope):
+    tx = optax_clip.clip_top_k_coordinates(0.25, scope=scope, refresh_every=3)
+    g = jnp.array([1.0, 2.0, 3.0, 4.0])
+    _, state = tx.update(jnp.zeros(4), tx.init(g))
+    updates, state = tx.update(g, state)
+    assert_same_bits(updates, g)
+    assert jnp.all(state.threshold == 0)
+
+
+@pytest.mark.parametrize("fraction", [-0.5, 1.0, 2.0])
+def test_the_value_of_an_array_is_clamped_as_a_traced_one(fraction):
+    g = jnp.array([4.0, -1.0, 2.0])
+    tx = optax_clip.clip_top_k_coordinates(jnp.float32(fraction))
+    updates, _ = tx.update(g, tx.init(g))
+    expected = jnp.sign(g) if fraction > 0 else g
+    assert_same_bits(updates, expected)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1.0, "0.1", None])
+def test_a_tolerance_that_is_no_share_is_refused(tolerance):
+    for build in (
+        optax_clip.clip_top_k_coordinates,
+        optax_clip.clipped_sgd,
+        lambda f, **k: optax_clip.clip_numerator(optax.identity(), f, **k),
+    ):
+        with pytest.raises(ValueError, match=r"tolerance.*\[0, 1\)"):
+            build(0.1, tolerance=tolerance)
+
+
+def test_a_fraction_that_is_no_number_is_refused():
+    with pytest.raises(TypeError, match=r"number.*schedule; got '0.1'"):
+        optax_clip.clip_top_k_coordinates("0.1")
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -204,7 +204,7 @@ def test_a_diverged_run_is_recorded_and_stays_in_the_table(init, tmp_path, capsy
         ({"learning_rate": 1.0}, "for one optimizer; got sgd, clipped_sgd, adam"),
         ({"optimizer": ("lion",)}, "no learning rate is known for lion.*give --learn"),
         ({"steps": 0}, "--steps must be at least 1; got 0"),
-        ({"batch_size": 10**6}, "at least one batch of"),
+        ({"batch_size": 10**6}, "--batch-size x --measured-batches = 2000000 training"),
         ({"max_length": 3}, "raise the maximal length"),
         ({"pairs": Path("no.tsv"), "dataset": "opus_books"}, "exclude each other"),
         ({"pairs": Path("no.tsv")}, "no.tsv: expected a file"),

@@ -2,6 +2,9 @@
 
 import functools
 import re
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -254,3 +257,86 @@ def test_a_donated_sharded_training_step_compiles_once(rng):
             with compilations() as compiled:
                 params, state = jitted(params, state)
             assert not compiled
+
+
+@meshes
+@pytest.mark.parametrize("scope", ["global", "leaf"])
+def test_a_pass_has_the_same_collectives_for_few_leaves_and_for_many(scope, axis_type):
+    mesh = make_mesh(axis_type)
+    tx = optax_clip.clip_top_k_coordinates(0.1, scope=scope)
+
+    def count(leaves):
+        with jax.set_mesh(mesh):
+            sharding = NamedSharding(mesh, P("data", "model"))
+            g = [jax.device_put(jnp.ones((8, 4)), sharding)] * leaves
+            program = jax.jit(tx.update).lower(g, tx.init(g)).compile().as_text()
+        return len(re.findall(r"\ball-reduce(?:-start)?\(", program))
+
+    assert count(2) == count(20) <= len(mesh.axis_names)
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_a_whole_step_lowers_for_every_platform(name):
+    tx, params = FACTORIES[name](), {k: jnp.ones(s) for k, s in SHAPES.items()}
+
+    def step(params, state):
+        gradient = jax.grad(lambda p: optax.tree.norm(p, squared=True))(params)
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    platforms = ("cpu", "cuda", "tpu")
+    exported = jax.export.export(jax.jit(step), platforms=platforms)(
+        params, tx.init(params)
+    )
+    assert exported.platforms == platforms
+
+
+TWO_PROCESSES = """
+import sys
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+import optax_clip
+
+number, port = int(sys.argv[1]), sys.argv[2]
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
+assert jax.device_count() == 4 and jax.local_device_count() == 2
+mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+whole = np.random.default_rng(7).standard_cauchy((64, 32)).astype(np.float32)
+g = jax.make_array_from_callback(
+    whole.shape, NamedSharding(mesh, P("data")), lambda i: whole[i]
+)
+tx = optax_clip.clip_top_k_coordinates(0.05)
+with jax.set_mesh(mesh):
+    _, state = jax.jit(tx.update)(g, tx.init(whole))
+expected = np.sort(np.abs(whole), axis=None)[::-1][int(0.05 * whole.size)]
+assert float(state.threshold) == expected, (state.threshold, expected)
+print("same threshold", float(state.threshold).hex())
+"""
+
+
+def test_two_processes_find_the_same_threshold(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = tmp_path / "process.py"
+    script.write_text(TWO_PROCESSES)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(i), str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    found = [re.findall(r"same threshold (\S+)", output) for output in outputs]
+    assert found[0] == found[1] != [], outputs

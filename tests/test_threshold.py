@@ -179,6 +179,33 @@ def test_scaling_by_a_power_of_two_scales_the_threshold(devices, data, fraction,
     assert_same_bits(many, np.asarray(one) * scale)
 
 
+@pytest.mark.parametrize("tolerance", [2**-10, 0.01, 0.2])
+@pytest.mark.parametrize(
+    "distribution",
+    ["heavy-tailed", "over all exponents", "two-valued", "neighbours in the last bit"],
+)
+def test_a_tolerance_bounds_how_many_fewer_are_clipped(
+    distribution, tolerance, devices, rng
+):
+    with np.errstate(over="ignore"):
+        (g,) = leaves = [DISTRIBUTIONS[distribution](rng).astype(F32)]
+    tx = optax_clip.clip_top_k_coordinates(0.05, tolerance=tolerance)
+    (update,), state = jax.jit(tx.update)(leaves, tx.init(leaves))
+    magnitudes, m = np.abs(g), reference.rank(0.05, g.size)
+    clipped = np.sum(magnitudes > state.threshold)
+    assert_same_bits(update, np.copysign(np.minimum(magnitudes, state.threshold), g))
+    assert_close(state.clipped_fraction, np.asarray(clipped / g.size), ulps=1)
+    exact = np.sum(magnitudes > reference.threshold(leaves, 0.05))  # fewer by ties
+    assert m - tolerance * g.size <= clipped <= m or clipped == exact
+
+
+def test_a_tolerance_of_everything_but_nothing_still_clips_no_more_than_asked(rng):
+    g = rng.standard_normal(1000).astype(F32)
+    tx = optax_clip.clip_top_k_coordinates(0.5, scope="leaf", tolerance=0.25)
+    _, state = tx.update([g], tx.init([g]))
+    assert 250 <= np.sum(np.abs(g) > state.threshold[0]) <= 500
+
+
 @pytest.mark.parametrize(("size", "fraction"), [(1, 0.99), (7, 0.5), (100, 0.29)])
 def test_exactly_floor_of_fn_distinct_coordinates_change(size, fraction, rng):
     g = {"a": rng.permutation(np.arange(1, size + 1)).astype(F32)}
@@ -286,7 +313,7 @@ def primitives(jaxpr):
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_the_threshold_needs_no_sort_and_no_flat_copy(scope, devices):
-    shapes = [((512, 512), F32), ((2**18,), F32), ((512, 512), BF16)]
+    shapes = [((2048, 2048), F32), ((2**22,), F32), ((2048, 2048), BF16)]
     leaves = [jax.ShapeDtypeStruct(*spec) for spec in shapes]
     jaxpr = jax.make_jaxpr(compiled(scope, devices))(0.05, leaves)
     used = list(primitives(jaxpr.jaxpr))

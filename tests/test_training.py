@@ -266,9 +266,20 @@ def test_pretraining_ends_with_weights_and_a_card_and_resumes(tmp_path):
 
 
 def test_a_pretraining_that_cannot_work_is_refused_before_it_claims_a_folder(tmp_path):
-    settings = pretrain_t5.Settings(batch_size=10_000)
-    with pytest.raises(SystemExit, match="pretrain_t5: expected at least one batch of"):
-        pretrain_t5.main(settings, run=tmp_path / "run")
+    for impossible, reason in (
+        ({"batch_size": 10_000}, "expected at least one batch of"),
+        ({"steps": 0}, "--settings.steps must be at least 1; got 0"),
+        ({"dropout_rate": 2.0}, r"dropout_rate must be in \[0, 1\), got 2.0"),
+    ):
+        settings = pretrain_t5.Settings(**impossible)
+        with pytest.raises(SystemExit, match=f"pretrain_t5: .*{reason}"):
+            pretrain_t5.main(settings, tmp_path / "run", tmp_path / "out")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_trial_of_the_pretraining_does_not_replace_the_committed_weights(tmp_path):
+    with pytest.raises(SystemExit, match=r"committed weights.*with --out"):
+        pretrain_t5.main(pretrain_t5.Settings(steps=1), run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

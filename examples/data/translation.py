@@ -77,7 +77,7 @@ def opus_books_split(seed: int) -> Split:
         books = datasets.load_dataset("Helsinki-NLP/opus_books", "en-fr", split="train")
     except (ImportError, OSError) as error:  # the hub's errors are OSErrors
         raise RuntimeError(
-            "opus_books needs the `datasets` package (pip install 'optax_clip[hub]') "
+            "opus_books needs the `datasets` package (pip install datasets) "
             "and a connection to the Hugging Face hub; the committed pairs and "
             f"--pairs FILE.tsv need neither ({type(error).__name__})."
         ) from error

@@ -58,7 +58,7 @@ def load(
     graphdef, shapes = _expected(config)
     copies = COPIES | ({"lm_head.weight"} if config.tie_word_embeddings else set())
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(_open(path)) for path in _weight_files(folder)]
+        files = [stack.enter_context(_open(path)) for path in weight_files(folder)]
         tensors = {
             name: file.get_slice(name)
             for file in files
@@ -182,7 +182,7 @@ def local_folder(name: str | Path) -> Path:
     except ImportError as error:
         raise ImportError(
             f"{name!r} is not a folder, and fetching it from the Hugging Face hub "
-            f"needs huggingface_hub (pip install 'optax_clip[hub]'); {offline}"
+            f"needs huggingface_hub (pip install huggingface_hub); {offline}"
         ) from error
     try:
         patterns = [CONFIG, "model*.safetensors", INDEX, "spiece.model"]
@@ -198,9 +198,9 @@ def _read_config(path: Path) -> T5Config:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent}: {CONFIG} is missing.")
     try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}).") from error
+        raw = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not JSON of an object ({error}).") from error
     if raw.get("model_type", "t5") not in ("t5", "mt5"):
         raise ValueError(
             f"{path}: expected model_type 't5' or 'mt5', got {raw['model_type']!r}."
@@ -220,15 +220,24 @@ def _read_config(path: Path) -> T5Config:
     ]
     if wrong:
         raise ValueError(f"{path}: values of an unknown type: {', '.join(wrong)}.")
-    return T5Config(**given)
+    try:
+        return T5Config(**given)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The file with the weights, or its shards."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder}: neither {WEIGHTS} nor {INDEX} is there.")
-    shards = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+    try:
+        shards = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / INDEX}: expected a JSON object with a weight_map ({error!r})."
+        ) from error
     missing = sorted(shard for shard in shards if not (folder / shard).is_file())
     if missing:
         raise FileNotFoundError(

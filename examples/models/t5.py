@@ -31,6 +31,9 @@ Rngs = nnx.Rngs | None  # None: no dropout
 KeysValues = tuple[Array, Array]
 
 
+_TOKENS = "pad", "eos", "decoder_start"
+
+
 @dataclasses.dataclass(frozen=True)
 class T5Config:
     """Sizes and switches of a T5, named as on Hugging Face; the defaults are t5-small.
@@ -61,6 +64,16 @@ class T5Config:
             raise ValueError(
                 "T5Config: feed_forward_proj must be 'relu' or 'gated-gelu', "
                 f"got {self.feed_forward_proj!r}."
+            )
+        sizes = {f.name for f in dataclasses.fields(self) if f.type is int}
+        for name in sorted(sizes - {f"{t}_token_id" for t in _TOKENS}):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"T5Config: {name} must be at least 1, got {getattr(self, name)}."
+                )
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(
+                f"T5Config: dropout_rate must be in [0, 1), got {self.dropout_rate}."
             )
 
 

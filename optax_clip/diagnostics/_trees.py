@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_clip._normalization import balancing
+
 
 def accumulator(tree: Any) -> jnp.dtype:
     """Returns the dtype in which sums over the tree are taken: at least float32."""
@@ -31,11 +33,8 @@ def tree_norm(tree: Any) -> jax.Array:
     peaks = [
         jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(tree)
     ]
-    _, exponent = jnp.frexp(functools.reduce(jnp.maximum, peaks, jnp.zeros([], dtype)))
-    # Near 1 the squares of an update of norm 1e-25 stay above zero. Powers of two are
-    # exact, and on a CPU a product takes a tenth of the time of a division.
-    limit = jnp.finfo(dtype).maxexp - 2
-    scale = jnp.ldexp(jnp.ones([], dtype), jnp.clip(-exponent, -limit, limit))
+    # Near 1 the squares of an update of norm 1e-25 stay above zero.
+    scale = balancing(functools.reduce(jnp.maximum, peaks, jnp.zeros([], dtype)))
     scaled = jax.tree.map(lambda x: x.astype(dtype) * scale, tree)
     return jnp.sqrt(tree_vdot(scaled, scaled)) / scale
 

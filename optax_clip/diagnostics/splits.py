@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from optax_clip._clipping import check_fraction, check_leaves, exceeds
 from optax_clip._threshold import threshold
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._partition import Blocks, partition
@@ -269,6 +270,10 @@ def top_coordinates(tree: Any, fraction: jax.Array | float) -> Any:
       A pytree of booleans, at most floor(f N) of them true; ties at the threshold are
       false.
 
+    Raises:
+      ValueError: for a tree without leaves, or a fraction outside [0, 1).
+      TypeError: for a leaf that is not real and floating-point.
+
     Examples:
       >>> import jax.numpy as jnp
       >>> from optax_clip import diagnostics
@@ -276,12 +281,15 @@ def top_coordinates(tree: Any, fraction: jax.Array | float) -> Any:
       >>> diagnostics.top_coordinates(tree, 0.5)["w"].tolist()
       [False, True, False]
     """
+    check_fraction(fraction)
+    check_leaves(tree)
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     if not leaves:
         raise ValueError("tree has no leaves, so it has no top coordinates.")
+    if any(map(jnp.iscomplexobj, leaves)):
+        raise TypeError("tree has complex leaves; give their moduli, jnp.abs of them.")
     tau = threshold(leaves, [0] * len(leaves), fraction).value[0]
-    # The threshold may have a wider type than a leaf, in which it need not exist.
-    return jax.tree.map(lambda x: jnp.abs(x).astype(tau.dtype) > tau, tree)
+    return jax.tree.map(lambda x: exceeds(jnp.asarray(x), tau), tree)
 
 
 class Persistence(NamedTuple):

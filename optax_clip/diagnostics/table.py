@@ -133,10 +133,12 @@ def sharpness_table(
     measured = directional_derivatives(
         loss, params, updates, *args, mode=mode, **options
     )
-    # A parabola without a minimum has no scale: the length of the update is used.
+    # A parabola without a minimum ahead has no scale: the update's length is used.
     spacing = {
         name: jnp.where(
-            jnp.isfinite(d.best_step), jnp.abs(d.best_step), d.direction_norm
+            jnp.isfinite(d.best_step) & (d.best_step != 0),
+            jnp.abs(d.best_step),
+            d.direction_norm,
         )
         / (points // 2)
         for name, d in measured.items()
