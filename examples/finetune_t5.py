@@ -76,11 +76,7 @@ class Settings:
             raise ValueError(f"--learning-rate must be positive; got {rate}.")
         if self.pairs and self.dataset != "en_fr":
             raise ValueError("--pairs and --dataset exclude each other: choose one.")
-        for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "seed" else 1
-            if field.type is int and value < least:
-                flag = field.name.replace("_", "-")
-                raise ValueError(f"--{flag} must be at least {least}; got {value}.")
+        run_folder.check_counts(self)
 
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers; where and how often they are saved does not."""

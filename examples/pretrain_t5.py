@@ -43,14 +43,11 @@ class Settings:
 
     def check(self) -> None:
         """Refuses what no run can mean, in one sentence."""
+        run_folder.check_counts(self, "--settings.")
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "seed" else 1
-            flag = field.name.replace("_", "-")
-            if field.type is int and value < least:
-                raise ValueError(
-                    f"--settings.{flag} must be at least {least}; got {value}."
-                )
+            value = getattr(self, field.name)
             if field.type is float and not 0 <= value < float("inf"):
+                flag = field.name.replace("_", "-")
                 raise ValueError(
                     f"--settings.{flag} must be positive and finite; got {value}."
                 )

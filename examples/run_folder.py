@@ -8,6 +8,7 @@ A run of several trainings has one settings.json and a sub-folder for each train
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -69,6 +70,15 @@ def fingerprint(*paths: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def check_counts(settings: Any, prefix: str = "--") -> None:
+    """Refuses integers below 1, a seed below 0, by the name of their option."""
+    for field in dataclasses.fields(settings):
+        value, least = getattr(settings, field.name), 0 if field.name == "seed" else 1
+        if field.type is int and value < least:
+            flag = prefix + field.name.replace("_", "-")
+            raise ValueError(f"{flag} must be at least {least}; got {value}.")
 
 
 def provenance() -> dict[str, str]:

@@ -55,7 +55,7 @@ def search(
     skipped: Count,
     bracket: Bracket,
     dtype: jnp.dtype,
-    unfinished: Callable[[Bracket], jax.Array] = Bracket.open,
+    unfinished: Callable[[Bracket], jax.Array],
 ) -> Bracket:
     """The last bracket of every group: see `_search.search`."""
     strides = _strides(sizes)
@@ -283,8 +283,7 @@ def _finish(
 
 def _reached(keys: jax.Array, probes: jax.Array) -> jax.Array:
     """How many keys of each row reach each probe of that row, in one read."""
-    reached = [keys >= probe[:, None] for probe in probes.T]
-    return _sums(*(at.astype(jnp.int32) for at in reached))
+    return _sums(*(keys >= probe[:, None] for probe in probes.T))
 
 
 def _sums(*matrices: jax.Array) -> jax.Array:
