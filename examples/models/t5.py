@@ -322,7 +322,9 @@ class Attention(nnx.Module):
             # Not -inf: a source of nothing but padding must not become NaN.
             lowest = jnp.finfo(att_BxHxTxL.dtype).min
             att_BxHxTxL = jnp.where(mask, att_BxHxTxL, lowest)
-        att_BxHxTxL = jax.nn.softmax(att_BxHxTxL).astype(y_BxTxD.dtype)
+        # As exp of a difference. In second derivatives of a softmax, which divides, XLA
+        # does not see what it has computed before: 651 products instead of 469.
+        att_BxHxTxL = jnp.exp(jax.nn.log_softmax(att_BxHxTxL)).astype(y_BxTxD.dtype)
         att_BxHxTxL = _dropout(att_BxHxTxL, self.config, rngs)
         y_BxTxHxK = jnp.einsum("bhtl,blhk->bthk", att_BxHxTxL, v_BxLxHxK)
         y_BxTxD = self.output(y_BxTxHxK.reshape(*y_BxTxHxK.shape[:2], -1))
