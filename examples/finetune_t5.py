@@ -18,10 +18,12 @@ import tyro
 
 import optax_clip
 from examples import plots, report, run_folder, training
-from examples.measurements import TRAJECTORY, Instruments, with_pseudo_updates
+from examples.directions import momentum_histogram, with_pseudo_updates
+from examples.measurements import TRAJECTORY, Instruments
 from examples.models import huggingface
 from examples.optimizers import (
     OPTIMIZERS,
+    PAPER,
     check_names,
     learning_rates,
     tuning_note,
@@ -148,7 +150,8 @@ def fine_tune(
     }
     optimizer = optax.named_chain(("optimizer", plain))
     if name == TRAJECTORY:
-        optimizer = with_pseudo_updates(plain, rate, settings.fraction)
+        fractions = dict.fromkeys(PAPER, settings.fraction)
+        optimizer = with_pseudo_updates(name, rate, fractions)
     try:
         state = training.train(
             folder,
@@ -175,7 +178,7 @@ def fine_tune(
         sharpness = run_folder.read_metrics(folder)[-1]["sharpness"]
         landscape = instruments.landscape(state, sharpness)
         run_folder.write_json(settings.run / "landscape.json", landscape)
-        histogram = instruments.histogram(state)
+        histogram = momentum_histogram(state)
         run_folder.write_json(settings.run / "histogram.json", histogram)
     run_folder.write_json(folder / "facts.json", facts)
 

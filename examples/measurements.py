@@ -1,53 +1,27 @@
 """What is measured in a fine-tuning run besides its training loss.
 
-    validation loss, translations     of any parameters, on held-out pairs
-    sharpness, landscape, histogram   of the trajectory that carries the pseudo-updates
-
-A pseudo-update belongs to the parameters that its gradient was taken at. The
-trajectory's own last step is one of the pseudo-updates, so it can be taken back.
+validation loss, translations   of any parameters, on held-out pairs
+sharpness, landscape            of the trajectory that carries the pseudo-updates
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import sacrebleu
 
-import optax_clip
 from examples.data.translation import Arrays
+from examples.directions import before_last_step, numbers, pseudo_directions
 from examples.models import t5
-from examples.optimizers import OPTIMIZERS, PAPER
+from examples.optimizers import PAPER
 from examples.task import Task
 from examples.training import Metrics, TrainState
 from optax_clip import diagnostics
 
 TRAJECTORY = "sgd"
-
-
-def with_pseudo_updates(
-    optimizer: optax.GradientTransformation, rate: float | None, fraction: float
-) -> optax.GradientTransformationExtraArgs:
-    """The trajectory's optimizer, and before it what the paper's seven would do.
-
-    Only the directions of the others matter, so their learning rate is 1, or for
-    Adafactor its relative step.
-    """
-    rates = {"adafactor": None, "clipped_adafactor": None, TRAJECTORY: rate}
-    pseudo = {name: OPTIMIZERS[name](rates.get(name, 1.0), fraction) for name in PAPER}
-    return optax.named_chain(
-        ("pseudo", optax_clip.pseudo_updates(pseudo)), ("optimizer", optimizer)
-    )
-
-
-def pseudo_directions(state: TrainState) -> dict[str, optax.Updates]:
-    """The last pseudo-updates by name; empty where the optimizer makes none."""
-    opt_state: Any = state.opt_state
-    return opt_state["pseudo"].updates if "pseudo" in opt_state else {}
 
 
 class Instruments:
@@ -56,12 +30,7 @@ class Instruments:
     def __init__(self, task: Task, measured_batches: int) -> None:
         self.task = task
         self.batch = task.fixed_batch(task.batch_size * measured_batches)
-        stream = {
-            "microbatches": measured_batches,
-            "weight": functools.partial(
-                t5.token_count, pad_token_id=task.config.pad_token_id
-            ),
-        }
+        stream = {"microbatches": measured_batches, "weight": task.weight}
         self._loss = jax.jit(task.eval_loss)
         self._derivatives = _jitted(
             diagnostics.directional_derivatives, task.eval_loss, **stream
@@ -80,22 +49,22 @@ class Instruments:
         mean = diagnostics.mean_over_batches(
             lambda batch: self._loss(params, batch),
             _padded_batches(self.task.held_out_arrays, self.task.batch_size),
-            weight=t5.token_count,
+            weight=self.task.weight,
         )
         return float(mean)
 
     def sharpness(self, state: TrainState) -> dict[str, Mapping[str, float | None]]:
         """Slope, curvature and what they predict, along each pseudo-update."""
         derived = self._derivatives(
-            _before_last_step(state), pseudo_directions(state), self.batch
+            before_last_step(state, TRAJECTORY), pseudo_directions(state), self.batch
         )
-        return {name: _numbers(d) for name, d in derived.items()}
+        return {name: numbers(d) for name, d in derived.items()}
 
     def landscape(
         self, state: TrainState, sharpness: Mapping[str, Mapping[str, float | None]]
     ) -> dict[str, Any]:
         """The loss at distances around the best steps that the sharpness predicts."""
-        params = _before_last_step(state)
+        params = before_last_step(state, TRAJECTORY)
         updates = pseudo_directions(state)
         steps = jnp.asarray([0.0, *_distances(sharpness)])
         losses = self._loss_along(params, updates, steps, self.batch)
@@ -103,13 +72,6 @@ class Instruments:
             "steps": steps.tolist(),
             "losses": {name: losses[name].tolist() for name in PAPER},
         }
-
-    def histogram(self, state: TrainState) -> dict[str, Any]:
-        """How the magnitudes of the trajectory's momentum are distributed."""
-        opt_state: Any = state.opt_state
-        momentum = optax.tree.get(opt_state["optimizer"], "ema")
-        counted = diagnostics.coordinate_histogram(momentum)
-        return {name: value.tolist() for name, value in counted._asdict().items()}
 
     def translate(self, params: t5.Params) -> dict[str, Any]:
         """Greedy translations of a quarter of the held-out pairs, and their chrF."""
@@ -138,17 +100,6 @@ _decode = jax.jit(t5.greedy_decode, static_argnums=(0, 3))
 def _jitted(measure: Callable, loss: Callable, **options: Any) -> Callable:
     """jit of measure(loss, ...), with everything else as arguments."""
     return jax.jit(functools.partial(measure, loss, **options))
-
-
-def _before_last_step(state: TrainState) -> t5.Params:
-    last = pseudo_directions(state)[TRAJECTORY]
-    return jax.tree.map(jnp.subtract, state.params, last)
-
-
-def _numbers(d: diagnostics.DirectionalDerivatives) -> dict[str, float | None]:
-    names = ("loss", "slope", "curvature", "best_step", "predicted_decrease")
-    values = {name: float(getattr(d, name)) for name in names}
-    return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
 def _distances(sharpness: Mapping[str, Mapping[str, float | None]]) -> np.ndarray:

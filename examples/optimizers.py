@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import optax
+import optax.contrib
 
 import optax_clip
 
@@ -28,6 +29,29 @@ def _normalized_sgd(rate: Any, _: float) -> optax.GradientTransformation:
     )
 
 
+def _clipped_adam_update(rate: Any, fraction: float) -> optax.GradientTransformation:
+    """Clips what Adam would do, not the gradients that it averages."""
+    return optax.chain(
+        optax.scale_by_adam(),
+        optax_clip.clip_top_k_coordinates(fraction),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _norm_clipped_sgd(rate: Any, _: float) -> optax.GradientTransformation:
+    """SGD on gradients whose global norm is at most 1."""
+    return optax.chain(optax.clip_by_global_norm(1.0), _sgd(rate, 0.0))
+
+
+def _sign_sgd(rate: Any, _: float) -> optax.GradientTransformation:
+    """The sign of SGD's momentum (signum)."""
+    return optax.chain(
+        optax.ema(0.9, debias=False),
+        optax.scale_by_sign(),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
 # (learning rate, clipped fraction) -> optimizer. Momentum is the papers' moving average
 # with 0.9; those that do not clip ignore the fraction.
 OPTIMIZERS: Mapping[str, Factory] = {
@@ -35,12 +59,17 @@ OPTIMIZERS: Mapping[str, Factory] = {
     "clipped_sgd": optax_clip.clipped_sgd,
     "adam": lambda rate, _: optax.adam(rate),
     "clipped_adam": optax_clip.clipped_adam,
+    "clipped_adam_update": _clipped_adam_update,
     "adafactor": lambda rate, _: optax_clip.clipped_adafactor(rate, 0.0),
     "clipped_adafactor": optax_clip.clipped_adafactor,
     "normalized_sgd": _normalized_sgd,
     "clipped_normalized_sgd": optax_clip.clipped_normalized_sgd,
     "lion": lambda rate, _: optax.lion(rate, weight_decay=0.0),
     "clipped_lion": optax_clip.clipped_lion,
+    "sign_sgd": _sign_sgd,
+    "norm_clipped_sgd": _norm_clipped_sgd,
+    "adamw": lambda rate, _: optax.adamw(rate, weight_decay=0.01),
+    "muon": lambda rate, _: optax.contrib.muon(rate),
 }
 
 # The seven whose directions the paper compares on one trajectory.
@@ -54,15 +83,33 @@ PAPER = (
     "clipped_adafactor",
 )
 
+# What the longer version of the paper adds. It clips half of their coordinates.
+LONG_VERSION = (
+    "clipped_adam",
+    "clipped_adam_update",
+    "lion",
+    "clipped_lion",
+    "sign_sgd",
+)
+LONG_VERSION_FRACTION = 0.5
+
+# Today's competitors of clipped SGD.
+TODAYS = ("norm_clipped_sgd", "adamw", "lion", "muon")
+
 # Without a learning rate Adafactor takes its relative step.
 _RELATIVE = ("adafactor", "clipped_adafactor")
 
 _LABELS = {
     "sgd": "SGD",
     "adam": "Adam",
+    "adam_update": "Adam's update",
     "adafactor": "Adafactor",
     "normalized_sgd": "normalized SGD",
     "lion": "Lion",
+    "sign_sgd": "sign SGD",
+    "norm_clipped_sgd": "SGD, norm clipped to 1",
+    "adamw": "AdamW",
+    "muon": "Muon",
 }
 
 

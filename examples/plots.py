@@ -1,43 +1,37 @@
-"""The pictures of a fine-tuning run, made from its files and nothing else.
+"""The pictures of a run, made from its files and nothing else.
 
-`python -m examples.plots runs/finetune_t5` draws them again.
+`python -m examples.plots runs/finetune_t5` draws them again; for runs of
+`examples.sharpness` and `examples.convergence` it writes the tables, too.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from examples import run_folder
-from examples.optimizers import is_clipped, label
+from examples import convergence_report, looks, run_folder, sharpness_report
+from examples.optimizers import label
 
-# Okabe and Ito's palette, which colour-blind readers tell apart: one colour for each
-# family, a dashed line and a hollow marker for its clipped member.
-_COLOURS = {
-    "sgd": "#D55E00",
-    "adam": "#0072B2",
-    "normalized_sgd": "#009E73",
-    "adafactor": "#CC79A7",
-    "lion": "#E69F00",
-}
 _WINDOW = 10  # batches in the mean of a loss curve
-_STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-}
 
 
-def plot_run(run: tyro.conf.Positional[Path]) -> list[Path]:
-    """Draws every picture that the run has data for."""
+def plot(run: tyro.conf.Positional[Path]) -> list[Path]:
+    """Draws every picture of a run of any kind."""
+    settings = run / "settings.json"
+    if settings.is_file() and "trajectory" in run_folder.read_settings(settings):
+        return sharpness_report.write(run)
+    if (run / "runs.jsonl").is_file():
+        return convergence_report.write(run)
+    return plot_run(run)
+
+
+def plot_run(run: Path) -> list[Path]:
+    """Draws every picture that a fine-tuning run has data for."""
     summary = run_folder.read_summary(run)
     painters = {"loss_curves": _loss_curves}
     if (run / "landscape.json").is_file():
@@ -45,23 +39,12 @@ def plot_run(run: tyro.conf.Positional[Path]) -> list[Path]:
         painters["momentum_histogram"] = _histogram
     if summary["sharpness"]:
         painters["sharpness"] = _sharpness
-    paths = []
-    for name, paint in painters.items():
-        with mpl.rc_context(_STYLE):
-            figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-            paint(figure, run, summary)
-            paths.append(run / f"{name}.png")
-            figure.savefig(paths[-1], dpi=150)
-    return paths
-
-
-def _look(name: str, fraction: float) -> dict[str, Any]:
-    """Colour, line and name of an optimizer, the same in every picture."""
-    return {
-        "color": _COLOURS[name.removeprefix("clipped_")],
-        "linestyle": "--" if is_clipped(name) else "-",
-        "label": label(name, fraction),
-    }
+    return [
+        looks.draw(
+            run / f"{name}.png", functools.partial(paint, run=run, summary=summary)
+        )
+        for name, paint in painters.items()
+    ]
 
 
 def _loss_curves(figure: Figure, run: Path, summary: Mapping[str, Any]) -> None:
@@ -76,12 +59,12 @@ def _loss_curves(figure: Figure, run: Path, summary: Mapping[str, Any]) -> None:
     }
     gaps: dict[str, np.ndarray] = {}
     for name, row in rows.items():
-        look = _look(name, fraction)
+        look = looks.look(name, fraction)
         if row["diverged"] is not None:
             look["label"] += f" (diverged at step {row['diverged']})"
         axes[0].plot(losses[name], color=look["color"], alpha=0.25, linewidth=0.7)
         axes[0].plot(*_moving_mean(losses[name]), **look)
-        axes[0].plot(*_validations(lines[name]), **_dots(look, name))
+        axes[0].plot(*_validations(lines[name]), **looks.dots(name))
         if compared:
             steps = min(len(losses[name]), len(losses["sgd"]))
             gaps[name] = losses[name][:steps] - losses["sgd"][:steps]
@@ -120,28 +103,18 @@ def _moving_mean(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(window - 1, window - 1 + len(means)), means
 
 
-def _dots(look: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {
-        "color": look["color"],
-        "linestyle": "none",
-        "marker": "o",
-        "markersize": 4,
-        "markerfacecolor": "white" if is_clipped(name) else look["color"],
-    }
-
-
 def _landscape(figure: Figure, run: Path, summary: Mapping[str, Any]) -> None:
     axes = figure.subplots()
     scan = json.loads((run / "landscape.json").read_text())
     distances, lowest = scan["steps"][1:], 0.0
     for name, losses in scan["losses"].items():
-        look = _look(name, summary["settings"]["fraction"])
+        look = looks.look(name, summary["settings"]["fraction"])
         change = np.array(losses[1:], float) - losses[0]
         axes.plot(distances, change, **look)
         best = int(np.nanargmin(change))
         lowest = min(lowest, change[best])
         if change[best] < 0:
-            axes.plot(distances[best], change[best], **_dots(look, name))
+            axes.plot(distances[best], change[best], **looks.dots(name))
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     if lowest < 0:  # beyond the valley the loss rises by nats: show the valley
         axes.set_ylim(1.15 * lowest, -0.8 * lowest)
@@ -157,19 +130,8 @@ def _landscape(figure: Figure, run: Path, summary: Mapping[str, Any]) -> None:
 def _histogram(figure: Figure, run: Path, summary: Mapping[str, Any]) -> None:
     axes = figure.subplots()
     counted = json.loads((run / "histogram.json").read_text())
-    edges, counts = np.array(counted["edges"]), np.array(counted["counts"])
-    total = counts.sum() + counted["below"] + counted["above"] + counted["nans"]
-    axes.stairs(counts / total, edges, color=_COLOURS["sgd"], fill=True, alpha=0.35)
-    axes.stairs(counts / total, edges, color=_COLOURS["sgd"])
-    axes.set(
-        xscale="log",
-        xlabel="magnitude of the momentum coordinate",
-        ylabel="share of the coordinates",
-    )
-    axes.set_title(
-        f"SGD's momentum after {summary['settings']['steps']} steps, {total:,} "
-        f"coordinates; {counted['below'] / total:.1%} below {edges[0]:g}"
-    )
+    of = looks.histogram(axes, counted, looks.COLOURS["sgd"])
+    axes.set_title(f"SGD's momentum after {summary['settings']['steps']} steps, {of}")
 
 
 def _sharpness(figure: Figure, run: Path, summary: Mapping[str, Any]) -> None:
@@ -178,9 +140,9 @@ def _sharpness(figure: Figure, run: Path, summary: Mapping[str, Any]) -> None:
     rows = summary["sharpness"]
     names, negative = [name for name in rows if rows[name]["ratios"]][::-1], False
     for height, name in enumerate(names):
-        look = _look(name, summary["settings"]["fraction"])
+        look = looks.look(name, summary["settings"]["fraction"])
         ratios = np.array(rows[name]["ratios"])
-        dots = _dots(look, name) | {"markersize": 5}
+        dots = looks.dots(name) | {"markersize": 5}
         positive = ratios > 0
         axes.plot(ratios[positive], np.full(positive.sum(), height), **dots)
         if not positive.all():
@@ -198,4 +160,4 @@ def _sharpness(figure: Figure, run: Path, summary: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_folder.cli(plot_run)
+    run_folder.cli(plot)

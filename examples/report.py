@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples import run_folder
+from examples.directions import ratio
 from examples.optimizers import PAPER, label
 
 TAIL = 25  # the training loss of a run is the mean over so many last steps
@@ -99,14 +100,9 @@ def _sharpness_lines(run: Path) -> list[Row]:
         measured = line.get("sharpness", {})
         for name in [name for name in PAPER if name in measured]:
             ids = {"step": line["step"], "optimizer": name}
-            ratio = _ratio(measured[name]["curvature"], measured["sgd"]["curvature"])
-            lines.append(ids | measured[name] | {"ratio": ratio})
+            ours, of_sgd = (measured[n]["curvature"] for n in (name, "sgd"))
+            lines.append(ids | measured[name] | {"ratio": ratio(ours, of_sgd)})
     return lines
-
-
-def _ratio(curvature: float | None, of_sgd: float | None) -> float | None:
-    """None stands for what was not finite."""
-    return None if curvature is None or not of_sgd else curvature / abs(of_sgd)
 
 
 def _sharpness_table(lines: Sequence[Row], landscape: Row | None) -> dict[str, Row]:

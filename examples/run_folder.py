@@ -137,6 +137,30 @@ def metrics_log(folder: Path, start: int) -> Iterator[Callable[..., Line]]:
         yield log
 
 
+class Ledger:
+    """Finished pieces of work, each done once and written down when it ends."""
+
+    def __init__(self, path: Path, show: Callable[[Line], Any]) -> None:
+        self.path, self.show = path, show
+        text = path.read_text() if path.is_file() else ""
+        whole = [line for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+        # A line that a kill cut in two goes, or the next one would be glued to it.
+        write_text(path, "".join(whole))
+        self.lines: list[Line] = [json.loads(line) for line in whole]
+
+    def once(self, wanted: Mapping[str, Any], work: Callable[[], Line]) -> Line:
+        """The line that has what is wanted; if there is none, what `work` returns."""
+        wanted = _jsonable(wanted)
+        for line in self.lines:
+            if wanted.items() <= line.items():
+                return line
+        self.lines.append(wanted | _jsonable(work()))
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.lines[-1]) + "\n")
+        self.show(self.lines[-1])
+        return self.lines[-1]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a file of a run, whole or not at all."""
     write_text(path, json.dumps(_jsonable(value), indent=2, ensure_ascii=False) + "\n")

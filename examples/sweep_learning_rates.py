@@ -9,15 +9,18 @@ Every run is one line of runs/sweep_learning_rates/runs.jsonl, and --resume repe
 of them. The result, with every run in it, is examples/results/learning_rates.json.
 """
 
+import dataclasses
 import datetime
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import tyro
 from rich.console import Console
@@ -59,11 +62,30 @@ def main(
     before = _result_to_extend(out, settings)
     task = load_task(settings)
     run_folder.open_run(settings.run, settings.training(), resume=settings.resume)
-    runs = _Runs(settings.run / "runs.jsonl", Console())
+    console = Console()
+    runs = run_folder.Ledger(settings.run / "runs.jsonl", said(console))
     for name in settings.optimizer:
         train = trainer(task, name, settings.fraction, settings.steps)
-        search(lambda half, n=name, t=train: runs.loss(n, half, t), _start(name))
+
+        def loss(half: int, name: str = name, train: Callable = train) -> float:
+            """The final training loss with this rate; inf if it diverged."""
+            wanted = {"optimizer": name, "learning_rate": rate(half)}
+            with console.status(f"{name}, learning rate {rate(half):g}"):
+                line = runs.once(wanted, lambda: outcome(train(rate(half)).losses))
+            return math.inf if line["loss"] is None else line["loss"]
+
+        search(loss, start(name))
     write_result(out, settings, [*before, *runs.lines])
+
+
+def said(console: Console) -> Callable[[Run], None]:
+    """Prints a finished run without its single losses."""
+
+    def say(run: Run) -> None:
+        facts = [f"{k} {v}" for k, v in run.items() if k != "losses"]
+        console.print(", ".join(facts), soft_wrap=True)
+
+    return say
 
 
 def search(loss: Callable[[int], float], start: int) -> int:
@@ -91,59 +113,39 @@ def rate(half_decade: int) -> float:
     return float(f"{10 ** (half_decade / 2):.3g}")
 
 
+class Trained(NamedTuple):
+    """What a training left."""
+
+    losses: list[float]  # the last one is not finite if it diverged
+    step_seconds: float  # median
+
+
 def trainer(
     task: Task, name: str, fraction: float, steps: int
-) -> Callable[[float], list[float]]:
-    """Learning rate -> training losses; one compilation serves all rates."""
+) -> Callable[..., Trained]:
+    """Learning rate (and seed) -> training; one compilation serves all of them."""
     optimizer = optax.inject_hyperparams(
         lambda learning_rate: OPTIMIZERS[name](learning_rate, fraction)
     )
     step_function = train_step(task.train_loss, optimizer(learning_rate=1.0))
-    key = jax.random.key(task.seed)
 
-    def train(learning_rate: float) -> list[float]:
+    def train(learning_rate: float | None, seed: int = task.seed) -> Trained:
+        seeded, key = dataclasses.replace(task, seed=seed), jax.random.key(seed)
         params = jax.tree.map(jnp.copy, task.params)
         state = TrainState(params, optimizer(learning_rate=learning_rate).init(params))
         losses: list[float] = []
+        times = [time.perf_counter()]
         for step in range(steps):
             state, metrics = step_function(
-                state, task.batch_at(step), jax.random.fold_in(key, step)
+                state, seeded.batch_at(step), jax.random.fold_in(key, step)
             )
             losses.append(float(metrics["loss"]))
+            times.append(time.perf_counter())
             if not math.isfinite(losses[-1]):
                 break
-        return losses
+        return Trained(losses, float(np.median(np.diff(times))))
 
     return train
-
-
-class _Runs:
-    """The runs so far, each made once and written down when it ends."""
-
-    def __init__(self, path: Path, console: Console) -> None:
-        self.path, self.console = path, console
-        text = path.read_text() if path.is_file() else ""
-        whole = [line for line in text.splitlines(keepends=True) if line[-1] == "\n"]
-        # A line that a kill cut in two goes, or the next one would be glued to it.
-        run_folder.write_text(path, "".join(whole))
-        self.lines: list[Run] = [json.loads(line) for line in whole]
-
-    def loss(
-        self, name: str, half: int, train: Callable[[float], list[float]]
-    ) -> float:
-        """The final training loss with this rate; inf if it diverged."""
-        wanted = {"optimizer": name, "learning_rate": rate(half)}
-        for line in self.lines:
-            if wanted.items() <= line.items():
-                return math.inf if line["loss"] is None else line["loss"]
-        with self.console.status(f"{name}, learning rate {rate(half):g}"):
-            line = wanted | outcome(train(rate(half)))
-        self.lines.append(line)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        said = ", ".join(f"{k} {v}" for k, v in line.items())
-        self.console.print(said, soft_wrap=True)
-        return self.loss(name, half, train)
 
 
 def outcome(losses: Sequence[float]) -> Run:
@@ -199,7 +201,7 @@ def _result_to_extend(out: Path, settings: Settings) -> list[Run]:
     return [run for run in found["runs"] if run["optimizer"] not in settings.optimizer]
 
 
-def _start(name: str) -> int:
+def start(name: str) -> int:
     return _START.get(name, _START_ELSEWHERE)
 
 

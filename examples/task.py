@@ -1,8 +1,9 @@
 """What a fine-tuning run works on: a model, its words and its pairs."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -36,6 +37,20 @@ class TaskSettings(Protocol):
     def seed(self) -> int: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class TaskOptions:
+    """Settings for `load_task` of programs that hold nothing out."""
+
+    init: str
+    dataset: Literal["en_fr", "opus_books"]
+    pairs: Path | None
+    max_length: int
+    batch_size: int
+    measured_batches: int = 1
+    held_out: int = 1
+    seed: int = 0
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """A model in functional form, and the pairs in tokens."""
@@ -67,6 +82,15 @@ class Task:
             "dropped": self.train.dropped,
             "held_out": len(self.held_out),
         }
+
+    @property
+    def arrays(self) -> translation.Arrays:
+        """All training examples."""
+        return self.train.arrays
+
+    def weight(self, batch: Mapping[str, Any]) -> jax.Array:
+        """Of a batch in a mean over several: its target tokens."""
+        return t5.token_count(batch, self.config.pad_token_id)
 
     def train_loss(
         self, params: t5.Params, batch: translation.Arrays, key: jax.Array

@@ -11,7 +11,7 @@ import contextlib
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -47,17 +47,26 @@ class DivergedError(ArithmeticError):
         self.step = step
 
 
+class Parts(NamedTuple):
+    """How to take the gradient of a batch that does not fit into memory at once."""
+
+    count: int
+    weight: Callable[[Batch], jax.Array]  # of a part in the mean, such as its tokens
+
+
 def train_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     observe: Callable[[optax.OptState], Metrics] | None = None,
+    parts: Parts | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """(state, batch, key) -> (state, metrics), jitted; the old state is given away."""
+    value_and_grad = _in_parts(loss, parts) if parts else jax.value_and_grad(loss)
 
     def step(
         state: TrainState, batch: Batch, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        value, grads = jax.value_and_grad(loss)(state.params, batch, key)
+        value, grads = value_and_grad(state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(grads)}
@@ -79,21 +88,23 @@ def train(
     observe: Callable[[optax.OptState], Metrics] | None = None,
     evaluate: Callable[[int, TrainState], Metrics] | None = None,
     evaluate_every: int = 200,
+    evaluate_at: Container[int] | None = None,
     save_every: int = 100,
+    parts: Parts | None = None,
     label: str = "training",
 ) -> TrainState:
     """Trains from the folder's last checkpoint, or from `params`, which stay intact.
 
     A line of metrics.jsonl with step t tells what was true after t updates: the loss
     on batch t, what `observe` returns about the optimizer state (jitted with the step),
-    and, in a line of its own every `evaluate_every` steps and at the end, what
-    `evaluate` returns.
+    and, in a line of its own every `evaluate_every` steps and at the end (or just at
+    the steps `evaluate_at`), what `evaluate` returns.
 
     Raises:
         DivergedError: the loss is not finite; metrics.jsonl says so too.
         SystemExit: Ctrl-C or SIGTERM came; the state is saved.
     """
-    step_function = train_step(loss, optimizer, observe)
+    step_function = train_step(loss, optimizer, observe, parts)
     key = jax.random.key(seed)
     with (
         _checkpoints(folder) as checkpoints,
@@ -108,7 +119,11 @@ def train(
             pending = None
             for step in range(start, steps + 1):
                 stop, at_end = bool(stopped), step >= steps
-                evaluating = evaluate and (at_end or step % evaluate_every == 0)
+                evaluating = evaluate and (
+                    at_end or step % evaluate_every == 0
+                    if evaluate_at is None
+                    else step in evaluate_at
+                )
                 saving = stop or at_end or step % save_every == 0
                 if pending and (evaluating or saving):
                     # A state that is not finite must never become the checkpoint.
@@ -133,6 +148,31 @@ def train(
                     show(_record(log, folder, *pending))
                 pending = (step, metrics)
     return state
+
+
+def _in_parts(loss: Loss, parts: Parts) -> Callable:
+    """`jax.value_and_grad(loss)`, one part of the batch after the other."""
+    value_and_grad = jax.value_and_grad(loss)
+
+    def mean(params: Params, batch: Batch, key: jax.Array) -> Any:
+        def weighted(part: Batch, key: jax.Array) -> Any:
+            weight = parts.weight(part).astype(jnp.float32)
+            found = (jnp.ones([]), value_and_grad(params, part, key))
+            return jax.tree.map(lambda x: x * weight.astype(x.dtype), found)
+
+        def add(sums: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, weighted(*part)), None
+
+        split = jax.tree.map(
+            lambda x: jnp.reshape(x, (parts.count, -1, *x.shape[1:])), batch
+        )
+        keys = jax.random.split(key, parts.count)
+        shapes = jax.eval_shape(weighted, jax.tree.map(lambda x: x[0], split), key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (total, sums), _ = jax.lax.scan(add, zeros, (split, keys))
+        return jax.tree.map(lambda x: x / total.astype(x.dtype), sums)
+
+    return mean
 
 
 def _record(

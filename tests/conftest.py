@@ -1,6 +1,9 @@
 """Eight CPU devices, seeded randomness and strict numerics for the tests that ask."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -8,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).parents[1]
 
 collect_ignore = ["make_t5_goldens.py"]  # a program, and it needs torch
 
@@ -63,3 +68,45 @@ def device_count(request, monkeypatch):
         several = request.getfixturevalue("devices") == "many devices"
     if not several:
         monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+
+
+@pytest.fixture(scope="session")
+def micro_t5(tmp_path_factory):
+    """A random checkpoint, with dropout, of the committed vocabulary."""
+    from examples.data import vocabulary
+    from examples.models import huggingface, t5
+
+    config = t5.T5Config(
+        vocab_size=vocabulary.load().size,
+        d_model=8,
+        d_kv=4,
+        d_ff=16,
+        num_layers=1,
+        num_decoder_layers=1,
+        num_heads=2,
+    )
+    folder = tmp_path_factory.mktemp("checkpoint")
+    huggingface.save(folder, config, t5.init(config, 0)[1])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start_program(tmp_path_factory):
+    """Starts a program; later processes find what the first one compiled."""
+    environment = {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # a third of the time is compiling
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+
+    def start(module: str, *words: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start

@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import optax
 import pytest
 
 import optax_clip
-from examples import finetune_t5, measurements, optimizers, report, run_folder
+from examples import directions, finetune_t5, optimizers, report, run_folder
 from examples import sweep_learning_rates as sweep
 from examples.data import vocabulary
 from examples.models import huggingface, t5
@@ -45,42 +43,18 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def init(tmp_path_factory):
-    """A random checkpoint, with dropout, of the committed vocabulary."""
-    config = t5.T5Config(
-        vocab_size=vocabulary.load().size,
-        d_model=8,
-        d_kv=4,
-        d_ff=16,
-        num_layers=1,
-        num_decoder_layers=1,
-        num_heads=2,
-    )
-    folder = tmp_path_factory.mktemp("checkpoint")
-    huggingface.save(folder, config, t5.init(config, 0)[1])
-    return folder
+def init(micro_t5):
+    return micro_t5
 
 
 @pytest.fixture(scope="module")
-def start(init, tmp_path_factory):
-    """Starts the program; later processes find what the first one compiled."""
-    environment = {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # a third of the time is compiling
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
+def start(init, start_program):
+    """Starts the program at its smallest."""
 
     def start(run: Path, *flags: str) -> subprocess.Popen:
         options = {"init": init, **MICRO, "run": run}
         words = [f"--{k.replace('_', '-')}={v}" for k, v in options.items()]
-        return subprocess.Popen(
-            [sys.executable, "-m", "examples.finetune_t5", *words, *flags],
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return start_program("examples.finetune_t5", *words, *flags)
 
     return start
 
@@ -271,13 +245,13 @@ def test_the_plain_optimizers_are_the_clipped_ones_with_fraction_zero(name, rng)
 
 def test_pseudo_updates_are_measured_where_their_gradient_was_taken():
     params = {"w": jnp.array([3.0, -2.0, 0.5, 1.0])}
-    plain = optimizers.OPTIMIZERS["sgd"](0.5, 0.25)
-    optimizer = measurements.with_pseudo_updates(plain, 0.5, 0.25)
+    fractions = dict.fromkeys(optimizers.PAPER, 0.25)
+    optimizer = directions.with_pseudo_updates("sgd", 0.5, fractions)
     updates, opt_state = optimizer.update(params, optimizer.init(params), params)
     state = TrainState(optax.apply_updates(params, updates), opt_state)
-    before = measurements._before_last_step(state)
+    before = directions.before_last_step(state, "sgd")
     np.testing.assert_allclose(before["w"], params["w"], rtol=1e-6)
-    clipped = measurements.pseudo_directions(state)["clipped_sgd"]["w"]
+    clipped = directions.pseudo_directions(state)["clipped_sgd"]["w"]
     assert abs(clipped[0]) == abs(clipped[1])
     assert optax_clip.clip_metrics(opt_state["optimizer"]) == {}
 
@@ -324,7 +298,8 @@ def test_a_sweep_resumes_without_repeating_a_run_and_keeps_other_optimizers(
     def trainer(task, name, fraction, steps):
         def train(rate):
             trained.append((name, rate))
-            return [9.0, float("nan")] if rate > 5 else [9.0, abs(np.log10(rate))]
+            losses = [9.0, float("nan") if rate > 5 else abs(np.log10(rate))]
+            return sweep.Trained(losses, step_seconds=0.1)
 
         return train
 

@@ -1,0 +1,247 @@
+"""Tables and figures of a run of `examples.convergence`, made from its files.
+
+    report.md, report.html    the best learning rates, losses, state, times; the sweep
+    *.png                     figure 4, and the loss against time, state and fraction
+
+`python -m examples.plots RUN` makes them again.
+"""
+
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from examples import looks, pages, paper, report
+from examples.optimizers import label
+from examples.pages import Table
+
+Run = dict[str, Any]
+Winners = dict[tuple[str, float], list[Run]]  # by optimizer and fraction: one per seed
+_WINDOW = 10  # steps in the mean of a loss curve
+
+
+def write(folder: Path) -> list[Path]:
+    """Writes everything that the run has data for so far."""
+    path = folder / "runs.jsonl"
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    content = json.loads((folder / "settings.json").read_text())
+    settings, best = content["settings"], winners(runs)
+    if not best:
+        raise FileNotFoundError(f"{folder}: no training has ended there yet.")
+    painters = {
+        "loss_curves": _loss_curves,
+        "loss_against_time": _against_time,
+        "loss_against_state": _against_state,
+        "loss_against_rate": functools.partial(_against_rate, runs),
+    }
+    if len(_fractions(best)) > 1:
+        painters["loss_against_fraction"] = _against_fraction
+    pictures = [
+        looks.draw(
+            folder / f"{name}.png", functools.partial(paint, best, settings), _SIZE
+        )
+        for name, paint in painters.items()
+    ]
+    date = datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()
+    tables = [_ranking(best, settings), _sweep(runs)]
+    page = pages.Content(
+        f"Convergence: {settings['task'].replace('_', ' ')}",
+        _provenance(content, date),
+        tables,
+        pictures,
+    )
+    return [*pages.write(folder, page), *pictures]
+
+
+_SIZE = (7.2, 4.6)
+
+
+def winners(runs: Sequence[Run]) -> Winners:
+    """The runs at the learning rate that was best with seed 0, in the order run."""
+    best: Winners = {}
+    for key in dict.fromkeys((run["name"], run["fraction"]) for run in runs):
+        own = [run for run in runs if (run["name"], run["fraction"]) == key]
+        finite = [run for run in own if not run["seed"] and run["loss"] is not None]
+        if finite:
+            rate = min(finite, key=lambda run: run["loss"])["learning_rate"]
+            best[key] = [run for run in own if run["learning_rate"] == rate]
+    return best
+
+
+def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
+    """The best first; what diverged with a later seed is counted, not left out."""
+    theirs = paper.LEARNING_RATES.get(settings["task"], {})
+    rows = []
+    for (name, fraction), runs in sorted(best.items(), key=lambda x: _mean(x[1])):
+        finite = [run["loss"] for run in runs if run["loss"] is not None]
+        diverged = len(runs) - len(finite)
+        reported = "relative" if name in theirs and theirs[name] is None else "-"
+        if theirs.get(name) is not None and fraction in (0.05, settings["fraction"]):
+            reported = f"{theirs[name]:g}"
+        rows.append(
+            [
+                label(name, fraction),
+                f"{runs[0]['learning_rate']:g}",
+                reported,
+                f"**{np.mean(finite):.3f}**",
+                f"{min(finite):.3f} to {max(finite):.3f}"
+                + (f", {diverged} diverged" if diverged else ""),
+                f"{runs[0]['state_bytes'] / 1e6:.1f} MB",
+                f"{1e3 * np.median([run['step_seconds'] for run in runs]):.0f} ms",
+            ]
+        )
+    tail = min(report.TAIL, settings["steps"])
+    return Table(
+        f"Mean training loss of the last {tail} of {settings['steps']} steps, at the "
+        f"best learning rate; {settings['seeds']} seeds",
+        [
+            "optimizer",
+            "learning rate",
+            "the paper's",
+            "loss",
+            "lowest to highest",
+            "state",
+            "step",
+        ],
+        rows,
+    )
+
+
+def _sweep(runs: Sequence[Run]) -> Table:
+    """Every learning rate that was tried."""
+    own = [run for run in runs if not run["seed"]]
+    rates = sorted({run["learning_rate"] for run in own})
+    losses = {(r["name"], r["fraction"], r["learning_rate"]): r["loss"] for r in own}
+    rows = []
+    for name, fraction in dict.fromkeys((r["name"], r["fraction"]) for r in own):
+        row = [label(name, fraction)]
+        for rate in rates:
+            loss = losses.get((name, fraction, rate), "")
+            row.append("diverged" if loss is None else loss and f"{loss:.3f}")
+        rows.append(row)
+    return Table(
+        "Every learning rate that was tried, seed 0",
+        ["", *(f"{rate:g}" for rate in rates)],
+        rows,
+    )
+
+
+def _mean(runs: Sequence[Run]) -> float:
+    finite = [run["loss"] for run in runs if run["loss"] is not None]
+    return float(np.mean(finite)) if finite else float("inf")
+
+
+def _fractions(best: Winners) -> dict[float, list[Run]]:
+    """Clipped SGD's runs by fraction."""
+    found = {f: runs for (name, f), runs in best.items() if name == "clipped_sgd"}
+    return dict(sorted(found.items()))
+
+
+def _main(best: Winners, settings: Mapping[str, Any]) -> Winners:
+    """Without the other fractions."""
+    return {k: runs for k, runs in best.items() if k[1] == settings["fraction"]}
+
+
+def _loss_curves(best: Winners, settings: Mapping[str, Any], figure: Figure) -> None:
+    _curves(_main(best, settings), figure)
+    figure.axes[0].set(xlabel="step")
+
+
+def _against_time(best: Winners, settings: Mapping[str, Any], figure: Figure) -> None:
+    _curves(_main(best, settings), figure, timed=True)
+    figure.axes[0].set(xlabel="seconds of training (median step, compilation apart)")
+
+
+def _curves(best: Winners, figure: Figure, *, timed: bool = False) -> None:
+    """The mean over the seeds, in a band from the lowest to the highest."""
+    axes, highest, lowest = figure.subplots(), [], []
+    for (name, fraction), runs in best.items():
+        length = min(len(run["losses"]) for run in runs)
+        window = min(_WINDOW, length)
+        kernel = np.full(window, 1 / window)
+        means = np.stack(
+            [np.convolve(run["losses"][:length], kernel, "valid") for run in runs]
+        )
+        unit = runs[0]["step_seconds"] if timed else 1
+        x = unit * np.arange(window - 1, length)
+        look = looks.look(name, fraction)
+        axes.plot(x, means.mean(0), **look)
+        axes.fill_between(
+            x, means.min(0), means.max(0), color=look["color"], alpha=0.15
+        )
+        highest.append(means.mean(0)[len(x) // 4])
+        lowest.append(means.min())
+    margin = 0.05 * (max(highest) - min(lowest)) or 1.0
+    axes.set_ylim(min(lowest) - margin, max(highest) + margin)
+    axes.set(ylabel="training loss (nats per token)")
+    axes.set_title(f"Mean of {_WINDOW} batches; band: lowest to highest seed")
+    axes.legend(fontsize=7, ncols=2)
+
+
+def _against_state(best: Winners, settings: Mapping[str, Any], figure: Figure) -> None:
+    axes = figure.subplots()
+    for (name, fraction), runs in _main(best, settings).items():
+        losses = [run["loss"] for run in runs if run["loss"] is not None]
+        megabytes = runs[0]["state_bytes"] / 1e6
+        axes.plot([megabytes] * len(losses), losses, **looks.dots(name))
+        axes.annotate(
+            label(name, fraction),
+            (megabytes, float(np.mean(losses))),
+            xytext=(6, 0),
+            textcoords="offset points",
+            fontsize=7,
+            va="center",
+        )
+    axes.margins(x=0.25)
+    axes.set(xlabel="optimizer state (MB)", ylabel="final training loss")
+
+
+def _against_rate(
+    runs: Sequence[Run], best: Winners, settings: Mapping[str, Any], figure: Figure
+) -> None:
+    axes = figure.subplots()
+    for name, fraction in _main(best, settings):
+        own = sorted(
+            (run["learning_rate"], run["loss"])
+            for run in runs
+            if (run["name"], run["fraction"], run["seed"]) == (name, fraction, 0)
+            and run["loss"] is not None
+        )
+        marks = looks.dots(name) | looks.look(name, fraction)
+        axes.plot(*zip(*own, strict=True), **marks)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="final training loss")
+    axes.legend(fontsize=7, ncols=2)
+
+
+def _against_fraction(
+    best: Winners, settings: Mapping[str, Any], figure: Figure
+) -> None:
+    del settings
+    axes = figure.subplots()
+    found = _fractions(best)
+    means = [_mean(runs) for runs in found.values()]
+    axes.plot(list(found), means, **looks.dots("clipped_sgd") | {"linestyle": "--"})
+    if plain := next((runs for (name, _), runs in best.items() if name == "sgd"), None):
+        axes.axhline(_mean(plain), color=looks.COLOURS["sgd"], label="SGD, not clipped")
+        axes.legend()
+    axes.set(
+        xscale="log",
+        xlabel="share of the coordinates clipped",
+        ylabel="final training loss",
+    )
+
+
+def _provenance(content: Mapping[str, Any], date: str) -> str:
+    settings, made = content["settings"], content["made_with"]
+    return (
+        f"`python -m examples.convergence --task {settings['task']} --preset "
+        f"{settings['preset']}`, from `{settings['init']}`; {settings['steps']} steps "
+        f"of {settings['batch_size']} examples. {date}; {made['device']}; Python "
+        f"{made['python']}, jax {made['jax']}, flax {made['flax']}, optax "
+        f"{made['optax']}."
+    )

@@ -1,0 +1,327 @@
+"""Directional sharpness on one trajectory: `python -m examples.sharpness`.
+
+The experiment behind tables 3 to 6 of Pan and Li. SGD or Adam trains a model; beside
+it, the paper's seven optimizers and five of its longer version make pseudo-updates from
+the same gradients. At some batches of some epochs their directional sharpness is
+measured on a fixed batch, and at one batch of each of these epochs the landscape along
+them. The run folder gets tables and figures, which `examples.plots` makes again.
+Interrupted, a run goes on with --resume, to the same numbers.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from examples import paper, run_folder, sharpness_report, training
+from examples.data import translation
+from examples.directions import (
+    before_last_step,
+    momentum_histogram,
+    numbers,
+    pseudo_directions,
+    with_pseudo_updates,
+)
+from examples.optimizers import LONG_VERSION, LONG_VERSION_FRACTION, PAPER
+from examples.task import Task, TaskOptions, load_task
+from examples.training import Metrics, TrainState
+from optax_clip import diagnostics
+
+
+class Preset(NamedTuple):
+    """Sizes of the experiment; an epoch is so many batches of the same examples."""
+
+    measured_epochs: tuple[int, ...]
+    batches_per_epoch: int
+    measured_batches: int  # of each measured epoch
+    batch_size: int
+    test_size: int  # examples in the fixed batch
+    part: int  # examples in memory at a time
+    max_length: int  # tokens
+    coordinates: int  # in the correlation of gradient and Hessian
+    rates: Mapping[str, float]  # learning rates that drive the trajectories
+
+
+PRESETS = {
+    "tiny": Preset((1, 2), 2, 1, 4, 4, 2, 20, 8, {"sgd": 0.1, "adam": 3.16e-4}),
+    "laptop": Preset(
+        # The rates are those of examples/results/learning_rates.json.
+        *(paper.EPOCHS, 10, 5, 128, 128, 16, 40, 64, {"sgd": 0.1, "adam": 3.16e-4})
+    ),
+    "paper": Preset(
+        *(paper.EPOCHS, 10, 5, 1024, 1024, 16, 512, 256, paper.TRAJECTORY_RATES)
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Measures directional sharpness along one trajectory."""
+
+    task: Literal["translation"] = "translation"
+    trajectory: Literal["sgd", "adam"] = "sgd"
+    """The optimizer that moves the parameters."""
+    preset: Literal["tiny", "laptop", "paper"] = "laptop"
+    """Sizes: seconds, half an hour on two cores, or the paper's own on a GPU."""
+    learning_rate: float | None = None
+    """Of the trajectory; without it, that of the preset."""
+    fraction: float = 0.05
+    """Share of the coordinates to clip in the paper's seven, in [0, 1)."""
+    batch_size: int | None = None
+    """Examples in a batch; without it, that of the preset."""
+    init: str = "examples/checkpoints/t5-enfr-small"
+    """A folder with a model in the Hugging Face layout, or a name on the hub."""
+    dataset: Literal["en_fr", "opus_books"] = "en_fr"
+    """The committed pairs, or the paper's data from the Hugging Face hub."""
+    pairs: Path | None = None
+    """A file of English<TAB>French lines, instead of the dataset."""
+    seed: int = 0
+    run: Path | None = None
+    """The run folder; without it, runs/sharpness/TASK-TRAJECTORY."""
+    save_every: int = 10
+    """Steps between checkpoints."""
+    resume: bool = False
+    """Continue the run in that folder."""
+
+    def check(self) -> None:
+        """Refuses what no run can mean, in one sentence."""
+        if not 0 <= self.fraction < 1:
+            raise ValueError(f"--fraction must be in [0, 1); got {self.fraction}.")
+        rate = self.learning_rate
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ValueError(f"--learning-rate must be positive; got {rate}.")
+        if self.pairs and self.dataset != "en_fr":
+            raise ValueError("--pairs and --dataset exclude each other: choose one.")
+        run_folder.check_counts(self)
+        sizes = self.sizes()
+        if sizes.batch_size % sizes.part:
+            raise ValueError(
+                f"--batch-size must be a multiple of {sizes.part}, which are in memory "
+                f"at a time; got {sizes.batch_size}."
+            )
+
+    def sizes(self) -> Preset:
+        sizes = PRESETS[self.preset]
+        return sizes._replace(batch_size=self.batch_size or sizes.batch_size)
+
+    def rate(self) -> float:
+        return self.learning_rate or self.sizes().rates[self.trajectory]
+
+    def folder(self) -> Path:
+        name = f"{self.task}-{self.trajectory}"
+        return self.run or Path("runs/sharpness") / name
+
+    def fractions(self) -> dict[str, float]:
+        """What each optimizer clips."""
+        return {
+            **dict.fromkeys(PAPER, self.fraction),
+            **dict.fromkeys(LONG_VERSION, LONG_VERSION_FRACTION),
+        }
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the numbers."""
+        fields = dataclasses.asdict(self)
+        for name in ("run", "save_every", "resume"):
+            del fields[name]
+        return {
+            **fields,
+            **self.sizes()._asdict(),
+            "rates": None,
+            "learning_rate": self.rate(),
+            "fractions": self.fractions(),
+        }
+
+
+class Moment(NamedTuple):
+    """A batch of an epoch, both counted from 1, after whose gradient to measure."""
+
+    epoch: int
+    batch: int
+    pictured: bool  # with the landscape
+
+
+def moments(settings: Settings) -> dict[int, Moment]:
+    """By the number of updates that were made then.
+
+    The batches of an epoch are drawn at random, like the paper's; the one that the
+    paper's figure shows is among them.
+    """
+    sizes = settings.sizes()
+    pictured = paper.PICTURED_BATCHES.get((settings.task, settings.trajectory), {})
+    found = {}
+    for epoch in sizes.measured_epochs:
+        random = np.random.default_rng((settings.seed, epoch))
+        drawn = random.permutation(sizes.batches_per_epoch) + 1
+        first = min(pictured.get(epoch, drawn[0]), sizes.batches_per_epoch)
+        rest = drawn[drawn != first][: sizes.measured_batches - 1]
+        for batch in sorted(map(int, [first, *rest])):
+            step = (epoch - 1) * sizes.batches_per_epoch + batch
+            found[step] = Moment(epoch, batch, pictured=batch == first)
+    return found
+
+
+def load(settings: Settings) -> Task:
+    """The task, with a training set of exactly one epoch."""
+    sizes = settings.sizes()
+    task = load_task(
+        TaskOptions(
+            settings.init,
+            settings.dataset,
+            settings.pairs,
+            sizes.max_length,
+            sizes.batch_size,
+            seed=settings.seed,
+        )
+    )
+    wanted, arrays = sizes.batches_per_epoch * sizes.batch_size, task.arrays
+    available = len(arrays["source"])
+    if available < wanted:
+        raise ValueError(
+            f"expected at least {wanted:,} training examples of at most "
+            f"{sizes.max_length} tokens, got {available:,}: lower --batch-size or give "
+            "more data."
+        )
+    if wanted < sizes.test_size:
+        raise ValueError(
+            f"expected epochs of at least {sizes.test_size} examples, the size of the "
+            f"fixed batch, got {wanted}: raise --batch-size."
+        )
+    rows = np.random.default_rng(settings.seed).permutation(available)[:wanted]
+    epoch = {name: array[rows] for name, array in arrays.items()}
+    return dataclasses.replace(task, train=translation.Tokenised(epoch, 0))
+
+
+def main(settings: Settings, task: Task) -> None:
+    """Trains, measures along the way, draws."""
+    sizes, at = settings.sizes(), moments(settings)
+    print(describe(settings, task), flush=True)
+    parts = training.Parts(sizes.batch_size // sizes.part, task.weight)
+    optimizer = with_pseudo_updates(
+        settings.trajectory, settings.rate(), settings.fractions()
+    )
+    folder = settings.folder()
+    try:
+        training.train(
+            folder,
+            task.train_loss,
+            task.params,
+            optimizer,
+            task.batch_at,
+            steps=max(at),
+            seed=settings.seed,
+            evaluate=measurer(settings, task, at),
+            evaluate_at=at,
+            save_every=settings.save_every,
+            parts=parts if parts.count > 1 else None,
+            label=folder.name,
+        )
+    except training.DivergedError as error:  # what was measured before it stays
+        print(error, flush=True)
+    print("\n".join(map(str, sharpness_report.write(folder))))
+
+
+def measurer(
+    settings: Settings, task: Task, at: Mapping[int, Moment]
+) -> Callable[[int, TrainState], Metrics]:
+    """What is measured at each moment, for `training.train`."""
+    sizes = settings.sizes()
+    batch = jax.device_put(task.fixed_batch(sizes.test_size))
+    stream = {"microbatches": sizes.test_size // sizes.part, "weight": task.weight}
+
+    def jitted(measure: Callable, **options: Any) -> Callable:
+        return jax.jit(functools.partial(measure, task.eval_loss, **options, **stream))
+
+    derivatives = jitted(
+        diagnostics.directional_derivatives, mode="forward_over_forward"
+    )
+    scan = jitted(diagnostics.line_scan)
+    correlate = jitted(
+        diagnostics.gradient_hessian_correlation, coordinates=sizes.coordinates
+    )
+
+    def measure(step: int, state: TrainState) -> Metrics:
+        moment = at[step]
+        params = before_last_step(state, settings.trajectory)
+        updates = pseudo_directions(state)
+        derived = jax.device_get(derivatives(params, updates, batch))
+        found: dict[str, Any] = {
+            **moment._asdict(),
+            "sharpness": {name: numbers(d) for name, d in derived.items()},
+        }
+        if moment.pictured:
+            scans = jax.device_get(scan(params, updates, _spacing(derived), batch))
+            found["landscape"] = {name: _curve(line) for name, line in scans.items()}
+            found["momentum"] = momentum_histogram(state)
+        if step == max(at):
+            key = jax.random.key(settings.seed)
+            correlation = correlate(params, key, batch)
+            found["correlation"] = {
+                k: np.asarray(v).tolist() for k, v in correlation._asdict().items()
+            }
+        return found
+
+    return measure
+
+
+def describe(settings: Settings, task: Task) -> str:
+    """What is about to happen, for people."""
+    sizes = settings.sizes()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.params))
+    return (
+        f"{settings.init}: {parameters:,} parameters; {settings.trajectory} with "
+        f"learning rate {settings.rate():g} on epochs of {sizes.batches_per_epoch} "
+        f"batches of {sizes.batch_size}; sharpness of {len(settings.fractions())} "
+        f"directions at {sizes.measured_batches} batches of epochs "
+        f"{', '.join(map(str, sizes.measured_epochs))}, on {sizes.test_size} fixed "
+        f"examples. Results go to {settings.folder()}."
+    )
+
+
+def _spacing(derived: Mapping[str, diagnostics.DirectionalDerivatives]) -> Any:
+    """An eighth of each best step, so that the scan ends at twice of it.
+
+    Where the parabola has no minimum ahead, that of the farthest one.
+    """
+    best = {name: float(d.best_step) for name, d in derived.items()}
+    usable = [s for s in best.values() if 0 < s < np.inf]
+    farthest = max(usable, default=1.0)
+    return {
+        name: jnp.asarray((s if 0 < s < np.inf else farthest) / 8)
+        for name, s in best.items()
+    }
+
+
+def _curve(scan: diagnostics.LineScan) -> dict[str, list[float]]:
+    """As far as the scan went."""
+    seen = ~np.isnan(scan.losses)
+    return {"steps": scan.steps[seen].tolist(), "losses": scan.losses[seen].tolist()}
+
+
+def prepare(settings: Settings) -> Task:
+    """Everything that can be refused, before any work; claims the run folder last."""
+    settings.check()
+    task = load(settings)
+    data = [settings.pairs] if settings.pairs else []
+    files = run_folder.fingerprint(*task.weights, task.spiece, *data)
+    identity = settings.decisive() | {"files": files}
+    run_folder.open_run(settings.folder(), identity, resume=settings.resume)
+    return task
+
+
+def cli() -> None:
+    settings = tyro.cli(Settings, prog="python -m examples.sharpness")
+    try:
+        task = prepare(settings)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        raise SystemExit(f"sharpness: {error}") from None
+    main(settings, task)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,198 @@
+"""The first paper's experiment at its smallest, and the paper's own numbers."""
+
+import dataclasses
+import json
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from examples import paper, plots, run_folder, sharpness, sharpness_report, training
+from examples.optimizers import LONG_VERSION, PAPER
+
+FILES = {
+    "settings.json",
+    "metrics.jsonl",
+    "summary.json",
+    "report.md",
+    "report.html",
+    "ratios.png",
+    "landscape.png",
+    "reductions.png",
+    "momentum.png",
+}
+
+
+@pytest.fixture(scope="module")
+def start(micro_t5, start_program):
+    def start(run, *flags):
+        words = f"--preset=tiny --init={micro_t5} --run={run} --save-every=1".split()
+        return start_program("examples.sharpness", *words, *flags)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory):
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    process = start(run)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return run
+
+
+def _measured(run):
+    return [x for x in run_folder.read_metrics(run) if "sharpness" in x]
+
+
+def test_a_run_leaves_tables_pictures_and_a_page_of_its_own(finished):
+    assert {path.name for path in finished.iterdir()} >= FILES
+    page = (finished / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "src=" not in page.replace('src="data:', "")
+    for text in ("Adam&#x27;s update, 50 % clipped", "Spearman", "epoch 2"):
+        assert text in page
+
+
+def test_every_direction_is_measured_at_the_moments_of_the_protocol(finished):
+    lines = _measured(finished)
+    assert [x["epoch"] for x in lines] == [1, 2]
+    for line in lines:
+        assert set(line["sharpness"]) == {*PAPER, *LONG_VERSION}
+        assert set(line["landscape"]) == {*PAPER, *LONG_VERSION}
+        assert line["step"] == (line["epoch"] - 1) * 2 + line["batch"]
+    assert "correlation" in lines[-1]
+
+
+def test_the_summary_averages_ratios_and_not_sharpnesses(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    for line in _measured(finished):
+        cell = summary["epochs"][str(line["epoch"])]["directions"]
+        of_sgd = abs(line["sharpness"]["sgd"]["curvature"])
+        for name, row in cell.items():
+            expected = line["sharpness"][name]["curvature"] / of_sgd
+            assert row["ratio"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_report_is_made_again_from_the_files_alone(finished):
+    before = {path: path.read_bytes() for path in finished.glob("report.*")}
+    for path in before:
+        path.unlink()
+    plots.plot(finished)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_killed_run_resumes_to_the_same_numbers(start, finished, tmp_path):
+    run = tmp_path / "run"
+    process = start(run)
+    while not _measured(run):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = start(run, "--resume")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    for ours, theirs in zip(_measured(run), _measured(finished), strict=True):
+        assert ours["sharpness"] == theirs["sharpness"]
+        assert ours["momentum"] == theirs["momentum"]
+
+
+def test_a_diverged_run_is_recorded_and_keeps_what_it_measured(finished, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = run_folder.read_metrics(finished)
+    until = next(i for i, line in enumerate(lines) if "sharpness" in line) + 1
+    lines = [*lines[:until], {"step": 2, "diverged": "nan", "seconds": 9.0}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run / "metrics.jsonl").write_text(text)
+    (run / "settings.json").write_bytes((finished / "settings.json").read_bytes())
+    sharpness_report.write(run)
+    assert "The run diverged at step 2" in (run / "report.md").read_text()
+    assert list(json.loads((run / "summary.json").read_text())["epochs"]) == ["1"]
+
+
+@pytest.mark.parametrize("task", ["translation"])
+@pytest.mark.parametrize("trajectory", ["sgd", "adam"])
+def test_five_batches_of_each_epoch_are_measured_the_pictured_one_among_them(
+    task, trajectory
+):
+    settings = sharpness.Settings(task=task, trajectory=trajectory)
+    found = sharpness.moments(settings)
+    for epoch, batch in paper.PICTURED_BATCHES[task, trajectory].items():
+        own = [m for m in found.values() if m.epoch == epoch]
+        assert len({m.batch for m in own}) == 5
+        assert [m.batch for m in own if m.pictured] == [batch]
+    assert all(step == 10 * (m.epoch - 1) + m.batch for step, m in found.items())
+    assert found != sharpness.moments(dataclasses.replace(settings, seed=1))
+
+
+def test_the_papers_tables_obey_what_is_said_to_hold_in_all_of_them():
+    for table in paper.RATIOS.values():
+        assert tuple(table) == paper.EPOCHS
+        for ratios in table.values():
+            assert len(paper.INVARIANTS) == 8
+            assert all(one.holds(ratios) for one in paper.INVARIANTS)
+
+
+def test_an_invariant_fails_where_the_order_is_another():
+    ratios = dict(paper.RATIOS["translation", "sgd"][2])
+    swapped = ratios | {"adam": ratios["sgd" if "sgd" in ratios else "clipped_sgd"]}
+    failing = [one.claim for one in paper.INVARIANTS if not one.holds(swapped)]
+    assert failing == ["Adam is below clipped normalized SGD"]
+
+
+def test_what_is_not_finite_holds_nowhere():
+    directions = {name: {"ratio": 0.1, "ratios": [0.1, None]} for name in paper.COLUMNS}
+    found = sharpness_report.holding({"batches": [1, 2], "directions": directions})
+    assert [batches[1] for _, batches in found] == [False] * 8
+
+
+def test_a_gradient_in_parts_is_that_of_the_whole_batch(rng):
+    params = {"w": jnp.asarray(rng.normal(size=3), jnp.float32)}
+    batch = {"x": rng.normal(size=(6, 3)), "n": np.array([1, 2, 3, 1, 4, 1])}
+
+    def loss(params, batch, key):
+        del key
+        each = jnp.tanh(batch["x"] @ params["w"]) ** 2
+        return jnp.sum(each * batch["n"]) / jnp.sum(batch["n"])
+
+    parts = training.Parts(3, lambda part: jnp.sum(part["n"]))
+    key = jax.random.key(0)
+    whole = jax.value_and_grad(loss)(params, batch, key)
+    ours = training._in_parts(loss, parts)(params, batch, key)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"fraction": 1.0}, r"--fraction must be in \[0, 1\); got 1.0"),
+        ({"learning_rate": -1.0}, "--learning-rate must be positive; got -1.0"),
+        ({"batch_size": 3}, "--batch-size must be a multiple of 2, .* got 3"),
+        ({"batch_size": 100_000}, "expected at least 200,000 training examples"),
+        ({"init": "nowhere/at/all"}, "expected a folder with config.json"),
+        ({"resume": True}, "holds no run to resume"),
+    ],
+)
+def test_what_no_run_can_mean_is_refused_before_any_work(
+    micro_t5, tmp_path, changes, sentence
+):
+    settings = sharpness.Settings(
+        preset="tiny", init=str(micro_t5), run=tmp_path / "run"
+    )
+    with pytest.raises((ValueError, OSError), match=sentence):
+        sharpness.prepare(dataclasses.replace(settings, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_other_settings_is_refused(micro_t5, tmp_path):
+    settings = sharpness.Settings(
+        preset="tiny", init=str(micro_t5), run=tmp_path / "run"
+    )
+    sharpness.prepare(settings)
+    with pytest.raises(FileExistsError, match="seed: 0 there, 1 here"):
+        sharpness.prepare(dataclasses.replace(settings, seed=1, resume=True))
