@@ -128,6 +128,7 @@ def gradient_hessian_correlation(
     *args: Any,
     coordinates: int = 256,
     probes: int | None = None,
+    estimator: str = "hutchinson",
     resamples: int = 1000,
     confidence: float = 0.95,
     mode: str = "forward_over_reverse",
@@ -144,6 +145,7 @@ def gradient_hessian_correlation(
       probes: None measures their curvatures exactly, at one Hessian-vector product
         each; a number takes them from a :func:`hessian_diagonal` of so many products,
         whose noise pulls correlations towards zero.
+      estimator: of :func:`hessian_diagonal`; unused without `probes`.
       resamples: see :func:`magnitude_correlation`.
       confidence: likewise.
       mode: see :func:`split_sharpness`.
@@ -173,7 +175,7 @@ def gradient_hessian_correlation(
     if probes is None:
         curvatures = hessian_diagonal_at(loss, params, some, *args, **measured)
     else:
-        measured["probes"] = probes
+        measured |= {"probes": probes, "estimator": estimator}
         diagonal = hessian_diagonal(loss, params, estimate, *args, **measured)
         curvatures = take_coordinates(diagonal, some)
     slopes = take_coordinates(mean_gradient(loss, params, args, **options), some)

@@ -76,14 +76,23 @@ def test_bootstrap_intervals_hold_the_truth_and_narrow_with_the_sample():
     assert 2.5 < widths[0] / widths[1] < 6.5  # the square root of 16
 
 
-@pytest.mark.parametrize("probes", [None, 64])
-def test_gradients_and_curvatures_that_grow_together_correlate(probes):
+@pytest.mark.parametrize(
+    ("probes", "estimator"), [(None, "hutchinson"), (64, "hutchinson"), (64, "xdiag")]
+)
+def test_gradients_and_curvatures_that_grow_together_correlate(probes, estimator):
     def loss(x, scale):
         return scale * jnp.sum(x["a"] ** 4) + jnp.sum(x["b"] ** 4)
 
     x = {"a": jnp.linspace(0.1, 2.0, 9), "b": jnp.linspace(0.2, 1.0, 4)}
     found = diagnostics.gradient_hessian_correlation(
-        loss, x, jax.random.key(0), 1.0, probes=probes, coordinates=40, resamples=50
+        loss,
+        x,
+        jax.random.key(0),
+        1.0,
+        probes=probes,
+        estimator=estimator,
+        coordinates=40,
+        resamples=50,
     )
     assert found.pearson > 0.999
     assert found.spearman > 0.999

@@ -93,6 +93,7 @@ WITH_HESSIAN = {
     "split layers": functools.partial(diagnostics.split_sharpness, blocks=split_layers),
     "eigenvalues": eigenvalues,
     "diagonal": diagonal,
+    "diagonal by xdiag": functools.partial(diagonal, estimator="xdiag"),
     "chosen diagonal": chosen_diagonal,
     "correlation": correlation,
 }
