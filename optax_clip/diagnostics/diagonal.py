@@ -10,11 +10,12 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from optax_clip.diagnostics import _checks
-from optax_clip.diagnostics._problem import measuring
+from optax_clip.diagnostics._problem import fill, measuring, on_subset, restrict
 from optax_clip.diagnostics._products import PRODUCTS, hessian
 from optax_clip.diagnostics._streaming import Weight
 from optax_clip.diagnostics._trees import (
     accumulator,
+    path_name,
     tree_draw,
     tree_norm,
     tree_vdot,
@@ -43,13 +44,16 @@ class Coordinates(NamedTuple):
     index: jax.Array
 
 
-def sample_coordinates(key: jax.Array, tree: Any, count: int) -> Coordinates:
+def sample_coordinates(
+    key: jax.Array, tree: Any, count: int, where: Callable[[str], bool] | None = None
+) -> Coordinates:
     """Draws coordinates of a tree uniformly, with replacement.
 
     Args:
       key: a `jax.random.key`.
       tree: pytree of arrays of less than 2^31 entries each.
       count: how many.
+      where: selects the leaves to draw from by their path.
 
     Returns:
       :class:`Coordinates` of shape (count,).
@@ -62,7 +66,9 @@ def sample_coordinates(key: jax.Array, tree: Any, count: int) -> Coordinates:
       >>> bool(jnp.all(diagnostics.take_coordinates(tree, some) == some.leaf))
       True
     """
-    sizes = np.array([jnp.size(leaf) for leaf in jax.tree.leaves(tree)])
+    leaves = jax.tree.leaves_with_path(tree)
+    drawn = [where is None or where(path_name(path)) for path, _ in leaves]
+    sizes = np.array([jnp.size(x) * d for (_, x), d in zip(leaves, drawn, strict=True)])
     if not sizes.sum():
         raise ValueError("tree has no coordinates to draw from.")
     which, where = jax.random.split(key)
@@ -114,6 +120,7 @@ def hessian_diagonal(
     mode: str = "forward_over_reverse",
     microbatches: int | None = None,
     weight: Weight | None = None,
+    where: Callable[[str], bool] | None = None,
     precision: str | None = "highest",
 ) -> Any:
     r"""Estimates the whole diagonal of the Hessian by random products.
@@ -143,10 +150,11 @@ def hessian_diagonal(
       mode: see :func:`split_sharpness`.
       microbatches: see :func:`directional_derivatives`.
       weight: likewise.
-      precision: likewise.
+      where: selects the leaves to measure by their path.
+      precision: see :func:`directional_derivatives`.
 
     Returns:
-      A pytree like `params`.
+      A pytree like `params`, zero in the leaves that are left out.
 
     Raises:
       ValueError: if there are too few probes, if the estimator or the mode is unknown,
@@ -174,14 +182,17 @@ def hessian_diagonal(
     _checks.check_choice("mode", mode, PRODUCTS)
     _checks.check_choice("estimator", estimator, _ESTIMATORS)
     _check_probes(estimator, probes)
-    _checks.check_params(params)
-    params, f = jax.tree.map(jnp.asarray, params), _checks.as_scalar(loss)
+    _checks.check_params(params, where)
+    params, scalar = jax.tree.map(jnp.asarray, params), _checks.as_scalar(loss)
+    f = scalar if where is None else on_subset(scalar, params, where)
+    x = restrict(params, where)
 
-    with measuring(precision, mode, f, params, *args):
-        h = hessian(f, params, args, mode, microbatches, weight)
-        diagonal = _ESTIMATORS[estimator](h.matvec, params, key, probes)
+    with measuring(precision, mode, f, x, *args):
+        h = hessian(f, x, args, mode, microbatches, weight)
+        diagonal = _ESTIMATORS[estimator](h.matvec, x, key, probes)
     _checks.check_finite_loss(h.loss)
-    return jax.tree.map(lambda d, x: d.astype(x.dtype), diagonal, params)
+    diagonal = jax.tree.map(lambda d, x: d.astype(x.dtype), diagonal, x)
+    return fill(diagonal, params, where)
 
 
 def _hutchinson(matvec: Callable, params: Any, key: jax.Array, probes: int) -> Any:
@@ -318,6 +329,7 @@ def hessian_diagonal_at(
     mode: str = "forward_over_reverse",
     microbatches: int | None = None,
     weight: Weight | None = None,
+    where: Callable[[str], bool] | None = None,
     precision: str | None = "highest",
 ) -> jax.Array:
     r"""Returns chosen diagonal entries of the Hessian exactly, one product for each.
@@ -330,10 +342,11 @@ def hessian_diagonal_at(
       mode: see :func:`split_sharpness`.
       microbatches: see :func:`directional_derivatives`.
       weight: likewise.
-      precision: likewise.
+      where: selects the leaves to measure by their path.
+      precision: see :func:`directional_derivatives`.
 
     Returns:
-      :math:`H_{ii}`, shape (n,).
+      :math:`H_{ii}`, shape (n,); zero in the leaves that are left out.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -344,14 +357,16 @@ def hessian_diagonal_at(
       [4.0]
     """
     _checks.check_choice("mode", mode, PRODUCTS)
-    _checks.check_params(params)
-    params, f = jax.tree.map(jnp.asarray, params), _checks.as_scalar(loss)
+    _checks.check_params(params, where)
+    params, scalar = jax.tree.map(jnp.asarray, params), _checks.as_scalar(loss)
+    f = scalar if where is None else on_subset(scalar, params, where)
+    x = restrict(params, where)
 
-    with measuring(precision, mode, f, params, *args):
-        h = hessian(f, params, args, mode, microbatches, weight)
+    with measuring(precision, mode, f, x, *args):
+        h = hessian(f, x, args, mode, microbatches, weight)
 
         def entry(at):
-            e = _one_hot(params, at)
+            e = restrict(_one_hot(params, at), where)
             return tree_vdot(e, h.matvec(e))
 
         diagonal = lax.map(entry, coordinates)

@@ -50,6 +50,39 @@ def test_samples_are_spread_over_leaves_by_their_size():
     assert int(some.index.max()) == 299
 
 
+@pytest.mark.parametrize("probes", [None, 8])
+def test_a_subset_has_its_own_block_and_may_leave_integers_out(rng, x64, probes):
+    x, _, batch = problems.draw_waves(rng, jnp.float64)
+    key, counted = jax.random.key(2), {**x, "steps": jnp.arange(3)}
+
+    def chosen(path):
+        return path == "w"
+
+    def diagonal(loss, params, **options):
+        if probes is None:
+            some = diagnostics.sample_coordinates(key, params, 9, **options)
+            return diagnostics.hessian_diagonal_at(loss, params, some, batch, **options)
+        return diagnostics.hessian_diagonal(loss, params, key, batch, **options)
+
+    def alone(w, batch):
+        return waves({**x, "w": w["w"]}, batch)
+
+    got = diagonal(waves, counted, where=chosen)
+    wanted = diagonal(alone, {"w": x["w"]})
+    if probes is not None:
+        np.testing.assert_array_equal(got["b"], np.zeros(8))
+        np.testing.assert_array_equal(got["steps"], np.zeros(3))
+        got, wanted = got["w"], wanted["w"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-9)
+    measure = functools.partial(
+        diagnostics.gradient_hessian_correlation, coordinates=9, resamples=9
+    )
+    got = measure(waves, counted, key, batch, probes=probes, where=chosen)
+    wanted = measure(alone, {"w": x["w"]}, key, batch, probes=probes)
+    np.testing.assert_allclose(got.pearson, wanted.pearson, rtol=1e-6)
+    np.testing.assert_allclose(got.spearman, wanted.spearman, rtol=1e-6)
+
+
 def test_correlations_are_those_of_scipy(rng):
     x = rng.lognormal(size=60)
     y = x * rng.lognormal(size=60)
