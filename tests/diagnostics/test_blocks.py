@@ -185,6 +185,15 @@ def test_bad_input_is_named():
         diagnostics.hessian_complexity(x, {"a": 1.0})
     with pytest.raises(ValueError, match="vector of numbers"):
         diagnostics.heterogeneity([])
+    for values in ([-1.0, 2.0], [0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]):
+        with pytest.raises(ValueError, match="finite and non-negative, and not all z"):
+            diagnostics.heterogeneity(values)
+    assert jnp.isnan(jax.jit(diagnostics.heterogeneity)(jnp.zeros(2)).entropy)
+    zero, h = jax.tree.map(jnp.zeros_like, x), {"a": 1.0, "b": 2.0}
+    with pytest.raises(ValueError, match="gradient is zero in every coordinate"):
+        diagnostics.hessian_complexity(zero, h)
+    with pytest.raises(ValueError, match=r"direction\['a'\] .*not finite"):
+        diagnostics.sharpness_bound({**x, "a": x["a"] / 0}, h)
     with pytest.raises(ValueError, match="mode must be"):
         block_eigenvalues(quadratic, x, jax.random.key(0), x, mode="power")
     with pytest.raises(ValueError, match="must be real"):
