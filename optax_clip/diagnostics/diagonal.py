@@ -311,7 +311,7 @@ def _overlap(basis: Any, y: Any) -> jax.Array:
     parts = jax.tree.map(
         lambda b, y: jnp.sum(b * y[None], axis=tuple(range(1, b.ndim))), basis, y
     )
-    return sum(jax.tree.leaves(parts))
+    return sum(jax.tree.leaves(parts), jnp.zeros([], accumulator(y)))
 
 
 def _combine(basis: Any, weights: jax.Array) -> Any:
