@@ -18,7 +18,7 @@ import numpy as np
 
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._partition import Blocks, Partition, partition
-from optax_clip.diagnostics._trees import tree_norm
+from optax_clip.diagnostics._trees import tree_balance, tree_norm
 
 
 class BlockNorm(NamedTuple):
@@ -68,7 +68,8 @@ def block_norms(tree: Any, blocks: Blocks | None = None) -> dict[Any, BlockNorm]
     """
     parts = partition(tree, blocks)
     tree = jax.tree.map(jnp.asarray, tree)
-    l2 = jnp.sqrt(parts.vdots(tree, tree))
+    scaled, scale = tree_balance(tree)
+    l2 = jnp.sqrt(parts.vdots(scaled, scaled)) / scale
     size = jnp.asarray(parts.sizes, l2.dtype)
     l1 = parts.sums(jax.tree.map(jnp.abs, tree))
     return parts.by_name(BlockNorm(l2, l2 / jnp.sqrt(size), l1, size))
@@ -230,7 +231,8 @@ def _complexity(
 ) -> Complexity:
     parts, gradient = partition(gradient, blocks), jax.tree.map(jnp.asarray, gradient)
     _checks.check_norm(gradient, tree_norm(gradient), name)
-    h, squares = _aligned(curvatures, parts), parts.vdots(gradient, gradient)
+    scaled, scale = tree_balance(gradient)
+    h, squares = _aligned(curvatures, parts), parts.vdots(scaled, scaled)
     size = jnp.asarray(parts.sizes, squares.dtype)
     of_gradient = jnp.sum(squares / jnp.sum(squares) * h)
     of_sign = jnp.sum(size / jnp.sum(size) * h)
@@ -238,7 +240,7 @@ def _complexity(
     weight = size / jnp.sum(size)
     relative = (squares / size) / (jnp.sum(squares) / jnp.sum(size))
     covariance = jnp.sum(weight * (relative - 1) * (h - of_sign))
-    l1 = jnp.sum(parts.sums(jax.tree.map(jnp.abs, gradient)))
+    l1 = jnp.sum(parts.sums(jax.tree.map(jnp.abs, scaled))) / scale
     return Complexity(of_gradient, of_sign, covariance, l1 / (jnp.sum(size) * of_sign))
 
 

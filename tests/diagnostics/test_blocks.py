@@ -50,6 +50,22 @@ def test_block_norms_are_those_of_the_blocks(rng):
     assert norms["b"] == (2, 1, 4, 4)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_squares_beyond_float32_leave_norms_and_complexities_alone(rng, scale):
+    g = {
+        name: jnp.asarray(rng.normal(size=n), jnp.float32) for name, n in SIZES.items()
+    }
+    scaled, h = jax.tree.map(lambda x: scale * x, g), {"a": 1.0, "b": 2.0, "c": 3.0}
+    norms = diagnostics.block_norms(g)
+    for name, norm in diagnostics.block_norms(scaled).items():
+        wanted = scale * np.array(norms[name][:3], np.float64)
+        np.testing.assert_allclose(norm[:3], wanted, rtol=1e-5)
+    got = diagnostics.hessian_complexity(scaled, h)
+    wanted = diagnostics.hessian_complexity(g, h)
+    np.testing.assert_allclose(got[:3], wanted[:3], rtol=1e-5)
+    np.testing.assert_allclose(got.sign_step, scale * wanted.sign_step, rtol=1e-5)
+
+
 def test_complexities_differ_by_the_covariance(rng):
     g = {
         name: jnp.asarray(rng.normal(size=n), jnp.float32) for name, n in SIZES.items()
