@@ -268,7 +268,8 @@ def _orthonormalize(
             y = jax.tree.map(jnp.subtract, y, _combine(basis, overlap))
             column += overlap
         norm = tree_norm(y)
-        new = norm > 16 * jnp.finfo(dtype).eps * size
+        # The condition is written so that a nan product stays nan.
+        new = jnp.logical_not(norm <= 16 * jnp.finfo(dtype).eps * size)
         q = jax.tree.map(lambda y: jnp.where(new, y / norm, 0), y)
         basis = jax.tree.map(
             lambda b, q: lax.dynamic_update_index_in_dim(b, q, i, 0), basis, q

@@ -157,6 +157,11 @@ def test_flat_losses_and_empty_leaves_have_finite_diagonals():
     np.testing.assert_allclose(got["scalar"], 4, rtol=1e-6)
 
 
+def test_a_traced_loss_that_is_not_a_number_has_a_diagonal_of_nan():
+    estimate = jax.jit(functools.partial(xdiag, lambda x: jnp.nan * jnp.sum(x**2)))
+    assert jnp.isnan(estimate(-jnp.ones(3), KEY)).all()
+
+
 def test_too_few_probes_and_unknown_estimators_are_refused(rng):
     x, _, batch = problems.draw_waves(rng)
 
