@@ -143,6 +143,14 @@ def restrict(tree: Any, where: _checks.Where | None) -> Any:
     return [leaf for path, leaf in leaves if where(path_name(path))]
 
 
+def fill(subset: Any, tree: Any, where: _checks.Where | None) -> Any:
+    """Returns the tree with its selected leaves replaced and zeros in the others."""
+    if where is None:
+        return subset
+    zeros = jax.tree.map(jnp.zeros_like, tree)
+    return on_subset(lambda filled: filled, zeros, where)(subset)
+
+
 def on_subset(
     loss: Callable[..., Any], params: Any, where: _checks.Where
 ) -> Callable[..., Any]:

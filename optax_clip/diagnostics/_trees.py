@@ -29,14 +29,19 @@ def tree_vdot(a: Any, b: Any) -> jax.Array:
 
 def tree_norm(tree: Any) -> jax.Array:
     """Returns the Euclidean norm of a tree, without over- or underflow."""
+    scaled, scale = tree_balance(tree)
+    return jnp.sqrt(tree_vdot(scaled, scaled)) / scale
+
+
+def tree_balance(tree: Any) -> tuple[Any, jax.Array]:
+    """Returns the tree times a scale, the largest entry near 1, and the scale."""
     dtype = accumulator(tree)
     peaks = [
         jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(tree)
     ]
     # Near 1 the squares of an update of norm 1e-25 stay above zero.
     scale = balancing(functools.reduce(jnp.maximum, peaks, jnp.zeros([], dtype)))
-    scaled = jax.tree.map(lambda x: x.astype(dtype) * scale, tree)
-    return jnp.sqrt(tree_vdot(scaled, scaled)) / scale
+    return jax.tree.map(lambda x: x.astype(dtype) * scale, tree), scale
 
 
 def tree_unit(tree: Any, norm: jax.Array) -> Any:

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._partition import Blocks, Partition, partition
+from optax_clip.diagnostics._trees import tree_balance, tree_norm
 
 
 class BlockNorm(NamedTuple):
@@ -66,7 +68,8 @@ def block_norms(tree: Any, blocks: Blocks | None = None) -> dict[Any, BlockNorm]
     """
     parts = partition(tree, blocks)
     tree = jax.tree.map(jnp.asarray, tree)
-    l2 = jnp.sqrt(parts.vdots(tree, tree))
+    scaled, scale = tree_balance(tree)
+    l2 = jnp.sqrt(parts.vdots(scaled, scaled)) / scale
     size = jnp.asarray(parts.sizes, l2.dtype)
     l1 = parts.sums(jax.tree.map(jnp.abs, tree))
     return parts.by_name(BlockNorm(l2, l2 / jnp.sqrt(size), l1, size))
@@ -112,7 +115,11 @@ def heterogeneity(values: Mapping[Any, Any] | jax.typing.ArrayLike) -> Heterogen
       values: non-negative numbers, a vector or a mapping from blocks to numbers.
 
     Returns:
-      A :class:`Heterogeneity`.
+      A :class:`Heterogeneity`; traced zeros give nan.
+
+    Raises:
+      ValueError: if the values are no vector, if one is negative or not finite, or if
+        all are zero.
 
     Examples:
       >>> from optax_clip import diagnostics
@@ -131,10 +138,15 @@ def heterogeneity(values: Mapping[Any, Any] | jax.typing.ArrayLike) -> Heterogen
     x = jnp.asarray(values, float)
     if x.ndim != 1 or not x.size:
         raise ValueError(f"values must be a vector of numbers; got shape {x.shape}.")
+    if _checks.is_concrete(x) and not (
+        bool(jnp.all((x >= 0) & jnp.isfinite(x))) and bool(jnp.any(x > 0))
+    ):
+        msg = f"values must be finite and non-negative, and not all zero; got {x}."
+        raise ValueError(msg)
     n, mean, share = x.size, jnp.mean(x), x / jnp.sum(x)
     # sum_ij |x_i - x_j| = 2 sum_i (2 i - n - 1) x_(i) over the sorted x.
     order = jnp.arange(1 - n, n, 2, dtype=x.dtype)
-    entropy = jnp.sum(jnp.where(share > 0, -share * jnp.log(share), 0))
+    entropy = jnp.sum(jnp.where(share == 0, 0, -share * jnp.log(share)))
     return Heterogeneity(
         gini=jnp.sum(order * jnp.sort(x)) / (n**2 * mean),
         variation=jnp.std(x) / mean,
@@ -196,7 +208,8 @@ def hessian_complexity(
       A :class:`Complexity`.
 
     Raises:
-      ValueError: if the blocks of the gradient are not those of `curvatures`.
+      ValueError: if the blocks of the gradient are not those of `curvatures`, or if it
+        is zero or not finite.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -210,8 +223,16 @@ def hessian_complexity(
       Tomihari and Sato, `Understanding Why Adam Outperforms SGD: Gradient Heterogeneity
       in Transformers <https://arxiv.org/abs/2502.00213>`_, 2025.
     """
+    return _complexity("gradient", gradient, curvatures, blocks)
+
+
+def _complexity(
+    name: str, gradient: Any, curvatures: Mapping[Any, Any], blocks: Blocks | None
+) -> Complexity:
     parts, gradient = partition(gradient, blocks), jax.tree.map(jnp.asarray, gradient)
-    h, squares = _aligned(curvatures, parts), parts.vdots(gradient, gradient)
+    _checks.check_norm(gradient, tree_norm(gradient), name)
+    scaled, scale = tree_balance(gradient)
+    h, squares = _aligned(curvatures, parts), parts.vdots(scaled, scaled)
     size = jnp.asarray(parts.sizes, squares.dtype)
     of_gradient = jnp.sum(squares / jnp.sum(squares) * h)
     of_sign = jnp.sum(size / jnp.sum(size) * h)
@@ -219,7 +240,7 @@ def hessian_complexity(
     weight = size / jnp.sum(size)
     relative = (squares / size) / (jnp.sum(squares) / jnp.sum(size))
     covariance = jnp.sum(weight * (relative - 1) * (h - of_sign))
-    l1 = jnp.sum(parts.sums(jax.tree.map(jnp.abs, gradient)))
+    l1 = jnp.sum(parts.sums(jax.tree.map(jnp.abs, scaled))) / scale
     return Complexity(of_gradient, of_sign, covariance, l1 / (jnp.sum(size) * of_sign))
 
 
@@ -240,6 +261,9 @@ def sharpness_bound(
     Returns:
       A scalar.
 
+    Raises:
+      ValueError: see :func:`hessian_complexity`.
+
     Examples:
       >>> import jax.numpy as jnp
       >>> from optax_clip import diagnostics
@@ -247,7 +271,7 @@ def sharpness_bound(
       >>> round(float(diagnostics.sharpness_bound(u, {"a": 10.0, "b": 2.0})), 3)
       9.2
     """
-    return hessian_complexity(direction, curvatures, blocks).gradient
+    return _complexity("direction", direction, curvatures, blocks).gradient
 
 
 def _aligned(curvatures: Mapping[Any, Any], parts: Partition) -> jax.Array:

@@ -127,6 +127,7 @@ def coordinate_quantiles(
 
     Raises:
       ValueError: if a quantile is outside (0, 1] or the tree has no leaves.
+      TypeError: if a leaf is not real and floating-point.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -138,6 +139,13 @@ def coordinate_quantiles(
     quantiles = np.asarray(quantiles, np.float64)
     if quantiles.ndim != 1 or not np.all((quantiles > 0) & (quantiles <= 1)):
         raise ValueError(f"quantiles must be a vector in (0, 1]; got {quantiles}.")
+    for path, x in jax.tree.leaves_with_path(tree):
+        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            msg = (
+                f"tree{jax.tree_util.keystr(path)} must be real and floating-point; "
+                f"got {jnp.result_type(x)}."
+            )
+            raise TypeError(msg)
     parts = partition(tree, blocks if blocks is not None else lambda _: "all")
     pieces, groups = [], []
     for x, ids in zip(jax.tree.leaves(tree), jax.tree.leaves(parts.ids), strict=True):

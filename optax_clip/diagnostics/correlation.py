@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_clip.diagnostics._problem import mean_gradient
+from optax_clip.diagnostics._problem import fill, mean_gradient
 from optax_clip.diagnostics._trees import accumulator
 from optax_clip.diagnostics.diagonal import (
     hessian_diagonal,
@@ -128,9 +128,11 @@ def gradient_hessian_correlation(
     *args: Any,
     coordinates: int = 256,
     probes: int | None = None,
+    estimator: str = "hutchinson",
     resamples: int = 1000,
     confidence: float = 0.95,
     mode: str = "forward_over_reverse",
+    where: Callable[[str], bool] | None = None,
     **options: Any,
 ) -> Correlation:
     r"""Correlates |g_i| with |H_ii| over random coordinates.
@@ -144,9 +146,11 @@ def gradient_hessian_correlation(
       probes: None measures their curvatures exactly, at one Hessian-vector product
         each; a number takes them from a :func:`hessian_diagonal` of so many products,
         whose noise pulls correlations towards zero.
+      estimator: of :func:`hessian_diagonal`; unused without `probes`.
       resamples: see :func:`magnitude_correlation`.
       confidence: likewise.
       mode: see :func:`split_sharpness`.
+      where: selects the leaves to draw from by their path.
       **options: `microbatches`, `weight` and `precision`, see
         :func:`directional_derivatives`.
 
@@ -168,15 +172,16 @@ def gradient_hessian_correlation(
       Transformers <https://arxiv.org/abs/2306.00204>`_, 2022, sections 4, 6.
     """
     draw, estimate, bootstrap = jax.random.split(key, 3)
-    some = sample_coordinates(draw, params, coordinates)
-    measured: dict[str, Any] = {"mode": mode, **options}
+    some = sample_coordinates(draw, params, coordinates, where)
+    measured: dict[str, Any] = {"mode": mode, "where": where, **options}
     if probes is None:
         curvatures = hessian_diagonal_at(loss, params, some, *args, **measured)
     else:
-        measured["probes"] = probes
+        measured |= {"probes": probes, "estimator": estimator}
         diagonal = hessian_diagonal(loss, params, estimate, *args, **measured)
         curvatures = take_coordinates(diagonal, some)
-    slopes = take_coordinates(mean_gradient(loss, params, args, **options), some)
+    gradient = mean_gradient(loss, params, args, where=where, **options)
+    slopes = take_coordinates(fill(gradient, params, where), some)
     return magnitude_correlation(
         slopes, curvatures, bootstrap, resamples=resamples, confidence=confidence
     )

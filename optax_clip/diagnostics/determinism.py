@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from optax_clip.diagnostics import _checks
+from optax_clip.diagnostics._problem import on_subset, restrict
 from optax_clip.diagnostics._trees import path_name, tree_norm
 
 
 def check_deterministic(
-    loss: Callable[..., jax.Array], params: Any, *args: Any, tolerance: float = 0.0
+    loss: Callable[..., jax.Array],
+    params: Any,
+    *args: Any,
+    tolerance: float = 0.0,
+    where: Callable[[str], bool] | None = None,
 ) -> None:
     """Raises an error if two evaluations of a loss or of its gradient differ.
 
@@ -26,6 +31,7 @@ def check_deterministic(
       params: pytree of floating-point arrays.
       *args: what the loss needs besides the parameters: the batch.
       tolerance: largest relative difference to accept.
+      where: selects the leaves of the gradient to compare by their path.
 
     Raises:
       ValueError: if loss or gradient differ by more.
@@ -40,13 +46,14 @@ def check_deterministic(
         ...
       ValueError: the loss is not deterministic: ... differs by 1.0 ... dropout ...
     """
-    _checks.check_params(params)
-    evaluate = jax.value_and_grad(_checks.as_scalar(loss))
-    first, second = evaluate(params, *args), evaluate(params, *args)
-    names = ["the loss"] + [
-        f"its gradient at {path_name(path) or 'params'}"
-        for path, _ in jax.tree.leaves_with_path(params)
-    ]
+    _checks.check_params(params, where)
+    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    paths = paths if where is None else filter(where, paths)
+    names = ["the loss", *(f"its gradient at {path or 'params'}" for path in paths)]
+    f = _checks.as_scalar(loss)
+    f = f if where is None else on_subset(f, params, where)
+    evaluate, x = jax.value_and_grad(f), restrict(params, where)
+    first, second = evaluate(x, *args), evaluate(x, *args)
     leaves = zip(names, jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     for name, a, b in leaves:
         # Equal infinities and nans are the same answer twice.

@@ -50,6 +50,22 @@ def test_block_norms_are_those_of_the_blocks(rng):
     assert norms["b"] == (2, 1, 4, 4)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_squares_beyond_float32_leave_norms_and_complexities_alone(rng, scale):
+    g = {
+        name: jnp.asarray(rng.normal(size=n), jnp.float32) for name, n in SIZES.items()
+    }
+    scaled, h = jax.tree.map(lambda x: scale * x, g), {"a": 1.0, "b": 2.0, "c": 3.0}
+    norms = diagnostics.block_norms(g)
+    for name, norm in diagnostics.block_norms(scaled).items():
+        wanted = scale * np.array(norms[name][:3], np.float64)
+        np.testing.assert_allclose(norm[:3], wanted, rtol=1e-5)
+    got = diagnostics.hessian_complexity(scaled, h)
+    wanted = diagnostics.hessian_complexity(g, h)
+    np.testing.assert_allclose(got[:3], wanted[:3], rtol=1e-5)
+    np.testing.assert_allclose(got.sign_step, scale * wanted.sign_step, rtol=1e-5)
+
+
 def test_complexities_differ_by_the_covariance(rng):
     g = {
         name: jnp.asarray(rng.normal(size=n), jnp.float32) for name, n in SIZES.items()
@@ -185,6 +201,15 @@ def test_bad_input_is_named():
         diagnostics.hessian_complexity(x, {"a": 1.0})
     with pytest.raises(ValueError, match="vector of numbers"):
         diagnostics.heterogeneity([])
+    for values in ([-1.0, 2.0], [0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]):
+        with pytest.raises(ValueError, match="finite and non-negative, and not all z"):
+            diagnostics.heterogeneity(values)
+    assert jnp.isnan(jax.jit(diagnostics.heterogeneity)(jnp.zeros(2)).entropy)
+    zero, h = jax.tree.map(jnp.zeros_like, x), {"a": 1.0, "b": 2.0}
+    with pytest.raises(ValueError, match="gradient is zero in every coordinate"):
+        diagnostics.hessian_complexity(zero, h)
+    with pytest.raises(ValueError, match=r"direction\['a'\] .*not finite"):
+        diagnostics.sharpness_bound({**x, "a": x["a"] / 0}, h)
     with pytest.raises(ValueError, match="mode must be"):
         block_eigenvalues(quadratic, x, jax.random.key(0), x, mode="power")
     with pytest.raises(ValueError, match="must be real"):

@@ -126,3 +126,8 @@ def stack_x(path):
 def test_quantiles_outside_of_their_range_are_refused():
     with pytest.raises(ValueError, match=r"in \(0, 1\]"):
         coordinate_quantiles(jnp.ones(2), [0.0])
+
+
+def test_quantiles_of_integers_are_refused():
+    with pytest.raises(TypeError, match=r"tree\['n'\] must be real.*got int32"):
+        coordinate_quantiles({"n": jnp.arange(3)}, [0.5])

@@ -50,6 +50,39 @@ def test_samples_are_spread_over_leaves_by_their_size():
     assert int(some.index.max()) == 299
 
 
+@pytest.mark.parametrize("probes", [None, 8])
+def test_a_subset_has_its_own_block_and_may_leave_integers_out(rng, x64, probes):
+    x, _, batch = problems.draw_waves(rng, jnp.float64)
+    key, counted = jax.random.key(2), {**x, "steps": jnp.arange(3)}
+
+    def chosen(path):
+        return path == "w"
+
+    def diagonal(loss, params, **options):
+        if probes is None:
+            some = diagnostics.sample_coordinates(key, params, 9, **options)
+            return diagnostics.hessian_diagonal_at(loss, params, some, batch, **options)
+        return diagnostics.hessian_diagonal(loss, params, key, batch, **options)
+
+    def alone(w, batch):
+        return waves({**x, "w": w["w"]}, batch)
+
+    got = diagonal(waves, counted, where=chosen)
+    wanted = diagonal(alone, {"w": x["w"]})
+    if probes is not None:
+        np.testing.assert_array_equal(got["b"], np.zeros(8))
+        np.testing.assert_array_equal(got["steps"], np.zeros(3))
+        got, wanted = got["w"], wanted["w"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-9)
+    measure = functools.partial(
+        diagnostics.gradient_hessian_correlation, coordinates=9, resamples=9
+    )
+    got = measure(waves, counted, key, batch, probes=probes, where=chosen)
+    wanted = measure(alone, {"w": x["w"]}, key, batch, probes=probes)
+    np.testing.assert_allclose(got.pearson, wanted.pearson, rtol=1e-6)
+    np.testing.assert_allclose(got.spearman, wanted.spearman, rtol=1e-6)
+
+
 def test_correlations_are_those_of_scipy(rng):
     x = rng.lognormal(size=60)
     y = x * rng.lognormal(size=60)
@@ -76,14 +109,23 @@ def test_bootstrap_intervals_hold_the_truth_and_narrow_with_the_sample():
     assert 2.5 < widths[0] / widths[1] < 6.5  # the square root of 16
 
 
-@pytest.mark.parametrize("probes", [None, 64])
-def test_gradients_and_curvatures_that_grow_together_correlate(probes):
+@pytest.mark.parametrize(
+    ("probes", "estimator"), [(None, "hutchinson"), (64, "hutchinson"), (64, "xdiag")]
+)
+def test_gradients_and_curvatures_that_grow_together_correlate(probes, estimator):
     def loss(x, scale):
         return scale * jnp.sum(x["a"] ** 4) + jnp.sum(x["b"] ** 4)
 
     x = {"a": jnp.linspace(0.1, 2.0, 9), "b": jnp.linspace(0.2, 1.0, 4)}
     found = diagnostics.gradient_hessian_correlation(
-        loss, x, jax.random.key(0), 1.0, probes=probes, coordinates=40, resamples=50
+        loss,
+        x,
+        jax.random.key(0),
+        1.0,
+        probes=probes,
+        estimator=estimator,
+        coordinates=40,
+        resamples=50,
     )
     assert found.pearson > 0.999
     assert found.spearman > 0.999

@@ -93,6 +93,7 @@ WITH_HESSIAN = {
     "split layers": functools.partial(diagnostics.split_sharpness, blocks=split_layers),
     "eigenvalues": eigenvalues,
     "diagonal": diagonal,
+    "diagonal by xdiag": functools.partial(diagonal, estimator="xdiag"),
     "chosen diagonal": chosen_diagonal,
     "correlation": correlation,
 }
@@ -212,6 +213,19 @@ def test_diagonals_of_a_transformer_are_the_dense_ones(transformer):
     deviation = np.sqrt((h**2).sum(1) - np.diag(h) ** 2)
     errors = np.abs(flat(estimate(x, u, batch)) - np.diag(h))
     assert (errors <= 5 * deviation / 8 + 1e-12).all()
+
+
+def test_correlations_of_a_transformer_are_the_dense_ones(transformer):
+    x, u, batch, (_, g, h) = transformer
+    draw, _, bootstrap = jax.random.split(KEY, 3)
+    some = diagnostics.sample_coordinates(draw, x, 20)
+    starts = np.cumsum([0] + [leaf.size for leaf in jax.tree.leaves(x)])
+    rows = starts[np.asarray(some.leaf)] + np.asarray(some.index)
+    got = jax.jit(functools.partial(correlation, transformer_loss))(x, u, batch)
+    wanted = diagnostics.magnitude_correlation(
+        g[rows], np.diag(h)[rows], bootstrap, resamples=10
+    )
+    np.testing.assert_allclose(got, (wanted.pearson, wanted.spearman), rtol=1e-6)
 
 
 def test_masked_sharpness_of_a_transformer_is_the_dense_one(transformer):

@@ -177,3 +177,7 @@ def test_dropout_left_on_is_found_in_loss_or_gradient(rng):
     with pytest.raises(ValueError, match="its gradient at w differs"):
         diagnostics.check_deterministic(noisy_gradient, x)
     diagnostics.check_deterministic(noisy_gradient, x, tolerance=1e6)
+    steps = {**x, "steps": jnp.arange(2)}
+    diagnostics.check_deterministic(noisy_gradient, steps, where=lambda p: p == "b")
+    with pytest.raises(ValueError, match="its gradient at w differs"):
+        diagnostics.check_deterministic(noisy_gradient, steps, where=lambda p: p == "w")
