@@ -130,6 +130,12 @@ def check_positive(name: str, value: jax.typing.ArrayLike) -> None:
         raise ValueError(f"{name} must be positive and finite; got {value}.")
 
 
+def check_count(name: str, value: int) -> None:
+    """Refuses what is no number of repetitions."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an int of at least 1; got {value!r}.")
+
+
 def check_choice(name: str, value: str, choices: Mapping[str, Any]) -> None:
     """Refuses a word that is not among the choices."""
     if value not in choices:

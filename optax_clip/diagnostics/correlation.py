@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._problem import fill, mean_gradient
 from optax_clip.diagnostics._trees import accumulator
 from optax_clip.diagnostics.diagonal import (
@@ -72,7 +73,8 @@ def magnitude_correlation(
       A :class:`Correlation`.
 
     Raises:
-      ValueError: if the samples are not vectors of the same length.
+      ValueError: if the samples are not vectors of the same length, there is nothing
+        to resample, or the confidence is no share.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -88,6 +90,9 @@ def magnitude_correlation(
     if a.shape != b.shape or a.ndim != 1 or not a.size:
         msg = f"samples must be vectors of one length; got {a.shape} and {b.shape}."
         raise ValueError(msg)
+    _checks.check_count("resamples", resamples)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1); got {confidence}.")
 
     def both(rows):
         x, y = a[rows], b[rows]
@@ -171,6 +176,7 @@ def gradient_hessian_correlation(
       Pan and Li, `Toward Understanding Why Adam Converges Faster Than SGD for
       Transformers <https://arxiv.org/abs/2306.00204>`_, 2022, sections 4, 6.
     """
+    _checks.check_count("coordinates", coordinates)
     draw, estimate, bootstrap = jax.random.split(key, 3)
     some = sample_coordinates(draw, params, coordinates, where)
     measured: dict[str, Any] = {"mode": mode, "where": where, **options}

@@ -94,7 +94,7 @@ def block_eigenvalues(
 
     Raises:
       ValueError: if a parameter is not floating-point, if the loss is not one finite
-        scalar, or if the mode is unknown.
+        scalar, if the mode is unknown, or if there are no iterations.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -112,6 +112,7 @@ def block_eigenvalues(
       in Transformers <https://arxiv.org/abs/2502.00213>`_, 2025.
     """
     _checks.check_choice("mode", mode, PRODUCTS)
+    _checks.check_count("max_iterations", max_iterations)
     _checks.check_params(params, where)
     parts, scalar = partition(params, blocks, where), _checks.as_scalar(loss)
     f = scalar if where is None else on_subset(scalar, params, where)

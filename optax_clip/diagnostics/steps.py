@@ -81,7 +81,7 @@ def best_step(
       A :class:`BestStep`, or a dictionary of them for a mapping.
 
     Raises:
-      ValueError: see :func:`loss_along`.
+      ValueError: see :func:`loss_along`; also if there is nothing to evaluate.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -95,6 +95,7 @@ def best_step(
       Pan and Li, `Toward Understanding Why Adam Converges Faster Than SGD for
       Transformers <https://arxiv.org/abs/2306.00204>`_, 2022, appendix A.3.
     """
+    _checks.check_count("max_evaluations", max_evaluations)
     problem = state_problem(loss, params, direction, where)
     if first is not None:
         _checks.check_positive("first", first)
@@ -178,7 +179,7 @@ def critical_sharpness(
       A :class:`CriticalSharpness`, or a dictionary of them for a mapping.
 
     Raises:
-      ValueError: see :func:`loss_along`.
+      ValueError: see :func:`loss_along`; also if there is nothing to evaluate.
 
     Examples:
       From x = 3 the loss 2 x^2 is back at its start after two gradient steps of 1/4.
@@ -194,6 +195,7 @@ def critical_sharpness(
       Kalra et al., `arXiv:2601.16979 <https://arxiv.org/abs/2601.16979>`_, 2026.
     """
     _checks.check_positive("first", first)
+    _checks.check_count("max_evaluations", max_evaluations)
     problem = state_problem(loss, params, direction, where)
 
     def one(v, norm):

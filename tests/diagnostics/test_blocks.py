@@ -199,6 +199,8 @@ def test_bad_input_is_named():
     x = {"a": jnp.ones(3), "b": jnp.ones(2)}
     with pytest.raises(ValueError, match=r"blocks of the tree.*\['b'\]"):
         diagnostics.hessian_complexity(x, {"a": 1.0})
+    with pytest.raises(ValueError, match="max_iterations must be an int of at least"):
+        block_eigenvalues(jnp.sum, jnp.ones(2), jax.random.key(0), max_iterations=0)
     with pytest.raises(ValueError, match="vector of numbers"):
         diagnostics.heterogeneity([])
     for values in ([-1.0, 2.0], [0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]):

@@ -134,6 +134,13 @@ def test_gradients_and_curvatures_that_grow_together_correlate(probes, estimator
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"one length; got \(2,\) and \(3,\)"):
         diagnostics.magnitude_correlation(np.ones(2), np.ones(3), jax.random.key(0))
+    ones, key = np.ones(2), jax.random.key(0)
+    with pytest.raises(ValueError, match="resamples must be an int of at least 1"):
+        diagnostics.magnitude_correlation(ones, ones, key, resamples=0)
+    with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\); got 95"):
+        diagnostics.magnitude_correlation(ones, ones, key, confidence=95)
+    with pytest.raises(ValueError, match="coordinates must be an int of at least 1"):
+        diagnostics.gradient_hessian_correlation(jnp.sum, ones, key, coordinates=0)
     with pytest.raises(ValueError, match="no coordinates"):
         diagnostics.sample_coordinates(jax.random.key(0), {}, 3)
     with pytest.raises(ValueError, match="must be real"):

@@ -142,6 +142,14 @@ def test_pseudo_updates_go_straight_into_the_table(rng):
     assert table["clipped"].cosine < 1
 
 
+@pytest.mark.parametrize(
+    "search", [diagnostics.best_step, diagnostics.critical_sharpness]
+)
+def test_a_search_without_evaluations_is_refused(search):
+    with pytest.raises(ValueError, match="max_evaluations must be an int of at least"):
+        search(jnp.sum, jnp.ones(2), jnp.ones(2), max_evaluations=0)
+
+
 def test_bad_tables_are_named(rng):
     x, u, batch = problems.draw_waves(rng)
 
