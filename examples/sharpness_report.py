@@ -400,7 +400,8 @@ def provenance(summary: Summary) -> str:
     return (
         f"`python -m examples.sharpness --task {settings['task']} --trajectory "
         f"{settings['trajectory']} --preset {settings['preset']}{seed}`, from "
-        f"`{settings['init']}`; learning rate {settings['learning_rate']:g}, "
+        f"`{settings['init']}`; after {settings['adapting_steps']} steps of Adam, "
+        f"learning rate {settings['learning_rate']:g}, "
         f"{settings['batches_per_epoch']} batches of {settings['batch_size']} an "
         f"epoch, measured on {settings['test_size']} fixed examples. "
         f"{summary['date']}; {made['device']}; Python {made['python']}, "

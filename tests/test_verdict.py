@@ -38,6 +38,7 @@ def _summary(task, trajectory, table, seed=0):
             "seed": seed,
             "init": "somewhere",
             "learning_rate": 0.1,
+            "adapting_steps": 0,
             "batches_per_epoch": 10,
             "batch_size": 128,
             "test_size": 128,
