@@ -33,7 +33,6 @@ from examples.pages import Table, as_markdown
 from examples.pretrain_t5 import without_dropout
 from optax_clip import diagnostics
 
-CHECKPOINT = "examples/checkpoints/t5-enfr-small"
 _COMPARED = (
     "sgd",
     "clipped_sgd",
@@ -86,7 +85,9 @@ class Settings:
 
     factor: tuple[str, ...] = tuple(FACTORS)
     """Which of the factors."""
-    test_size: int = 128
+    init: str = "examples/checkpoints/t5-enfr-small"
+    """A folder with a T5 of the committed vocabulary in the Hugging Face layout."""
+    test_size: int = 64
     """Pairs in the fixed batch."""
     max_length: int = 40
     """Longest source and target in tokens; longer pairs are dropped."""
@@ -121,7 +122,7 @@ class Settings:
 
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers."""
-        names = ("test_size", "max_length", "part", "seed", "smallest")
+        names = ("init", "test_size", "max_length", "part", "seed", "smallest")
         return {name: getattr(self, name) for name in names}
 
 
@@ -204,7 +205,7 @@ def measure(settings: Settings, variant: Variant) -> dict[str, Any]:
 def set_up(settings: Settings, variant: Variant) -> Problem:
     """The model and the pairs of a variant."""
     pairs = translation.committed_split().train
-    config, graphdef, params = huggingface.load(huggingface.local_folder(CHECKPOINT))
+    config, graphdef, params = huggingface.load(settings.init)
     words = vocabulary.load()
     if variant.vocabulary != words.size:
         words = _vocabulary(settings, pairs, variant.vocabulary)
