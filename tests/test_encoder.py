@@ -168,8 +168,8 @@ def test_logits_at_positions_are_the_logits_there(rng, config):
 
 def test_the_loss_of_labels_at_positions_is_that_of_whole_rows(rng):
     config, graphdef, params = tiny()
-    batch, derivative = tiny_batch(rng), jax.value_and_grad
-    derivative = jit(derivative(encoder.make_loss(graphdef, config)))
+    batch = tiny_batch(rng)
+    derivative = jit(jax.value_and_grad(encoder.make_loss(graphdef, config)))
     assert encoder.label_count(gathered(batch)) == encoder.label_count(batch) > 0
     assert_close(derivative(params, gathered(batch)), derivative(params, batch))
 
