@@ -19,10 +19,9 @@ import optax
 import sacrebleu
 
 import optax_clip
-from examples.data.translation import Arrays
 from examples.models import t5
 from examples.optimizers import OPTIMIZERS, PAPER
-from examples.task import Task
+from examples.task import TranslationTask
 from examples.training import Metrics, TrainState
 from optax_clip import diagnostics
 
@@ -53,15 +52,10 @@ def pseudo_directions(state: TrainState) -> dict[str, optax.Updates]:
 class Instruments:
     """Compiled once, used for every optimizer of a run."""
 
-    def __init__(self, task: Task, measured_batches: int) -> None:
+    def __init__(self, task: TranslationTask, measured_batches: int) -> None:
         self.task = task
         self.batch = task.fixed_batch(task.batch_size * measured_batches)
-        stream = {
-            "microbatches": measured_batches,
-            "weight": functools.partial(
-                t5.token_count, pad_token_id=task.config.pad_token_id
-            ),
-        }
+        stream = {"microbatches": measured_batches, "weight": task.weight}
         self._loss = jax.jit(task.eval_loss)
         self._derivatives = _jitted(
             diagnostics.directional_derivatives, task.eval_loss, **stream
@@ -76,11 +70,11 @@ class Instruments:
         return metrics
 
     def validation_loss(self, params: t5.Params) -> float:
-        """Mean per token over the held-out pairs; rows of padding fill the last."""
+        """Mean per token over the held-out pairs."""
         mean = diagnostics.mean_over_batches(
             lambda batch: self._loss(params, batch),
-            _padded_batches(self.task.held_out_arrays, self.task.batch_size),
-            weight=t5.token_count,
+            self.task.held_out_batches(),
+            weight=self.task.weight,
         )
         return float(mean)
 
@@ -155,11 +149,3 @@ def _distances(sharpness: Mapping[str, Mapping[str, float | None]]) -> np.ndarra
     """From a tenth of the shortest best step to ten times the longest."""
     best = [step for d in sharpness.values() if (step := d["best_step"])]
     return np.geomspace(min(best, default=0.1) / 10, max(best, default=10) * 10, 31)
-
-
-def _padded_batches(arrays: Arrays, size: int) -> list[Arrays]:
-    count = -(-len(arrays["source"]) // size)
-    spare = count * size - len(arrays["source"])
-    padded = {k: np.pad(v, ((0, spare), (0, 0))) for k, v in arrays.items()}
-    parts = {name: np.split(array, count) for name, array in padded.items()}
-    return [{name: part[i] for name, part in parts.items()} for i in range(count)]

@@ -17,6 +17,7 @@ import tyro
 
 from examples import model_card, run_folder, training
 from examples.data import span_corruption, translation, vocabulary
+from examples.data.batching import Arrays
 from examples.models import huggingface, t5
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "t5-enfr-small"
@@ -165,7 +166,7 @@ def text(words: vocabulary.Vocabulary, pairs: list[translation.Pair]) -> np.ndar
 
 def batches(
     settings: Settings, words: vocabulary.Vocabulary, stream: np.ndarray, seed: int
-) -> Callable[[int], translation.Arrays]:
+) -> Callable[[int], Arrays]:
     """Step number to batch."""
     sizes = settings.batch_size, settings.source_length
     return lambda step: span_corruption.batch_at(stream, words, *sizes, seed, step)

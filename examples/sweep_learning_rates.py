@@ -25,7 +25,7 @@ from rich.console import Console
 from examples import report, run_folder
 from examples.finetune_t5 import Settings
 from examples.optimizers import LEARNING_RATES, OPTIMIZERS
-from examples.task import Task, load_task
+from examples.task import Task, load_translation
 from examples.training import TrainState, train_step
 
 # Where the search begins, in half-decades: -4 is 1e-2. It goes on from there by itself.
@@ -57,7 +57,7 @@ def main(
     if settings.learning_rate is not None:
         raise ValueError("--learning-rate: a sweep finds it; leave it out.")
     before = _result_to_extend(out, settings)
-    task = load_task(settings)
+    task = load_translation(settings)
     run_folder.open_run(settings.run, settings.training(), resume=settings.resume)
     runs = _Runs(settings.run / "runs.jsonl", Console())
     for name in settings.optimizer:

