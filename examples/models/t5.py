@@ -109,7 +109,7 @@ def make_loss(
         input_BxT = input_BxT.at[:, 0].set(config.decoder_start_token_id)
         logits_BxTxV = model(batch["source"], input_BxT, rngs, mask_source=mask_source)
         loss_BxT = optax.softmax_cross_entropy_with_integer_labels(
-            _at_least_float32(logits_BxTxV), target_BxT
+            at_least_float32(logits_BxTxV), target_BxT
         )
         total = loss_BxT.sum(where=target_BxT != config.pad_token_id)
         count = token_count(batch, config.pad_token_id)
@@ -315,7 +315,7 @@ class Attention(nnx.Module):
         q_BxTxHxK = self.heads(self.query(y_BxTxD))
         k_BxLxHxK, v_BxLxHxK = keys_values
         att_BxHxTxL = jnp.einsum("bthk,blhk->bhtl", q_BxTxHxK, k_BxLxHxK)
-        att_BxHxTxL = _at_least_float32(att_BxHxTxL)
+        att_BxHxTxL = at_least_float32(att_BxHxTxL)
         if bias_1xHxTxL is not None:
             att_BxHxTxL += bias_1xHxTxL.astype(att_BxHxTxL.dtype)
         if mask is not None:
@@ -409,5 +409,5 @@ def _write(cache: KeysValues, new: KeysValues, position: int | Array) -> KeysVal
     return update(k, new_k, position, axis=1), update(v, new_v, position, axis=1)
 
 
-def _at_least_float32(y: Array) -> Array:
+def at_least_float32(y: Array) -> Array:
     return y.astype(jnp.promote_types(y.dtype, jnp.float32))
