@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-collect_ignore = ["make_t5_goldens.py"]  # a program, and it needs torch
+# Programs, and they need torch.
+collect_ignore = ["make_t5_goldens.py", "make_encoder_goldens.py"]
 
 # The option and not XLA_FLAGS: subprocesses started by a test keep one device.
 jax.config.update("jax_num_cpu_devices", 8)

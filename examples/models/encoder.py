@@ -4,14 +4,11 @@
     loss = make_loss(graphdef, config)
     grads = jax.jit(jax.grad(loss))(params, {"ids": ids_BxL, "labels": labels_BxL})
 
-The norms can also stand in front of the layers, and a causal one is a language model.
-
 Shapes are in the names: B batch, L length of a row (T of the queries), M positions to
 predict, D hidden_size, H heads, K a head's width, V vocabulary.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
@@ -84,20 +81,14 @@ def init(config: EncoderConfig, seed: int | Array) -> tuple[nnx.GraphDef, Params
     return graphdef, nnx.to_pure_dict(state)
 
 
-def init_head(config: EncoderConfig, seed: int | Array) -> Params:
-    """Fresh weights for `params["head"]` alone."""
-    head = Head(config, nnx.Rngs(jax.random.key(seed)))
-    return nnx.to_pure_dict(nnx.state(head))
-
-
 def make_loss(graphdef: nnx.GraphDef, config: EncoderConfig) -> Callable[..., Array]:
     """`loss(params, batch, dropout_key=None)`: mean cross-entropy per label.
 
     `batch` holds int32 arrays `ids` BxL, padded with `config.pad_token_id`, and
     `labels`: BxL, or BxM with `positions` BxM that say where in the row each belongs,
     which is cheaper, as only these meet the vocabulary. A label is the id to predict or
-    `IGNORED`; a batch without labels has loss 0. Ids outside the vocabulary and
-    positions outside the row are not checked and give NaN.
+    `IGNORED`; a batch without labels has loss 0. Ids beyond the vocabulary and
+    positions beyond the row are not checked and give NaN.
     """
     del config  # the model has it; every model's `make_loss` is called alike
 
@@ -157,19 +148,15 @@ class Encoder(nnx.Module):
         mask_Bx1xTxL = real_BxL[:, None, None, :]
         if self.config.causal:
             mask_Bx1xTxL &= jnp.tri(L, dtype=bool)[None, None]
-        y_BxLxD = self.embed(ids_BxL) + self.position_embed(self.positions(real_BxL))
-        y_BxLxD += self.type_embed(jnp.zeros_like(ids_BxL))
-        rate = self.config.hidden_dropout_prob
-        y_BxLxD = _dropout(self.embed_norm(y_BxLxD), rate, rngs)
+        rows_BxL = jnp.broadcast_to(jnp.arange(L)[None], ids_BxL.shape)
+        if self.config.model_type == "roberta":  # counts the tokens only
+            rows_BxL = real_BxL.cumsum(axis=1) * real_BxL + self.config.pad_token_id
+        y_BxLxD = self.embed(ids_BxL) + self.position_embed(rows_BxL)
+        y_BxLxD = self.embed_norm(y_BxLxD + self.type_embed(jnp.zeros_like(ids_BxL)))
+        y_BxLxD = _dropout(y_BxLxD, self.config.hidden_dropout_prob, rngs)
         for layer in self.layers:
             y_BxLxD = layer(y_BxLxD, mask_Bx1xTxL, rngs)
         return self.norm(y_BxLxD) if self.config.norm_placement == "pre" else y_BxLxD
-
-    def positions(self, real_BxL: Array) -> Array:
-        """Rows of the position table: RoBERTa counts without the pads."""
-        if self.config.model_type == "bert":
-            return jnp.broadcast_to(jnp.arange(real_BxL.shape[1])[None], real_BxL.shape)
-        return real_BxL.cumsum(axis=1) * real_BxL + self.config.pad_token_id
 
 
 class Layer(nnx.Module):
@@ -183,15 +170,12 @@ class Layer(nnx.Module):
         self.feed_forward_norm = _norm(config, rngs)
 
     def __call__(self, y_BxLxD: Array, mask_Bx1xTxL: Array, rngs: Rngs) -> Array:
-        attend = functools.partial(self.attention, mask=mask_Bx1xTxL, rngs=rngs)
-        y_BxLxD = self.residual(attend, self.attention_norm, y_BxLxD, rngs)
-        return self.residual(self.feed_forward, self.feed_forward_norm, y_BxLxD, rngs)
-
-    def residual(self, sublayer, norm: nnx.LayerNorm, y: Array, rngs: Rngs) -> Array:
-        rate = self.config.hidden_dropout_prob
         if self.config.norm_placement == "pre":
-            return y + _dropout(sublayer(norm(y)), rate, rngs)
-        return norm(y + _dropout(sublayer(y), rate, rngs))
+            y_BxLxD += self.attention(self.attention_norm(y_BxLxD), mask_Bx1xTxL, rngs)
+            return y_BxLxD + self.feed_forward(self.feed_forward_norm(y_BxLxD), rngs)
+        y_BxLxD += self.attention(y_BxLxD, mask_Bx1xTxL, rngs)
+        y_BxLxD = self.attention_norm(y_BxLxD)
+        return self.feed_forward_norm(y_BxLxD + self.feed_forward(y_BxLxD, rngs))
 
 
 class Attention(nnx.Module):
@@ -218,20 +202,22 @@ class Attention(nnx.Module):
         att_BxHxTxL = jnp.where(mask, att_BxHxTxL, lowest)
         # As exp of a difference, for second derivatives: see the attention of t5.py.
         att_BxHxTxL = jnp.exp(jax.nn.log_softmax(att_BxHxTxL)).astype(y_BxLxD.dtype)
-        att_BxHxTxL = _dropout(
-            att_BxHxTxL, self.config.attention_probs_dropout_prob, rngs
-        )
+        rate = self.config.attention_probs_dropout_prob
+        att_BxHxTxL = _dropout(att_BxHxTxL, rate, rngs)
         y_BxTxHxK = jnp.einsum("bhtl,blhk->bthk", att_BxHxTxL, v_BxLxHxK)
-        return self.output(y_BxTxHxK.reshape(y_BxLxD.shape))
+        y_BxLxD = self.output(y_BxTxHxK.reshape(y_BxLxD.shape))
+        return _dropout(y_BxLxD, self.config.hidden_dropout_prob, rngs)
 
 
 class FeedForward(nnx.Module):
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+        self.config = config
         self.input = _linear(config.hidden_size, config.intermediate_size, rngs)
         self.output = _linear(config.intermediate_size, config.hidden_size, rngs)
 
-    def __call__(self, y_BxLxD: Array) -> Array:
-        return self.output(jax.nn.gelu(self.input(y_BxLxD), approximate=False))
+    def __call__(self, y_BxLxD: Array, rngs: Rngs) -> Array:
+        y_BxLxD = self.output(jax.nn.gelu(self.input(y_BxLxD), approximate=False))
+        return _dropout(y_BxLxD, self.config.hidden_dropout_prob, rngs)
 
 
 class Head(nnx.Module):
