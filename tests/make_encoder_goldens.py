@@ -2,7 +2,7 @@
 
     python tests/make_encoder_goldens.py
 
-As `make_t5_goldens.py`, with torch 2.13.0 (CPU) and transformers 5.24.0.
+As `make_t5_goldens.py`, made with torch 2.14.1 (CPU) and transformers 5.24.0.
 """
 
 import json

@@ -23,11 +23,12 @@ from safetensors.numpy import load_file, save_file
 
 from examples.models import huggingface, t5
 
+from . import models
 from .helpers import assert_close, assert_finite, assert_same_bits
+from .models import hub, jit, rewrite, to_tensors
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-GOLDENS = Path(__file__).parent / "goldens"
 CASES = ["v1_0", "gated_tied", "v1_1"]
 DTYPES = [np.float32, np.float64]
 
@@ -46,22 +47,9 @@ TINY_V1_1 = dataclasses.replace(
     TINY, feed_forward_proj="gated-gelu", tie_word_embeddings=False
 )
 
-# Compilation is all the time these tests take, and optimised code is not their point.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@functools.cache
-def golden(case):
-    with np.load(GOLDENS / f"t5_{case}.npz") as file:
-        return dict(file)
-
-
-def golden_tensors(case, kind):
-    return {
-        key.removeprefix(f"{kind}/"): value
-        for key, value in golden(case).items()
-        if key.startswith(f"{kind}/")
-    }
+golden = functools.partial(models.golden, "t5")
+golden_tensors = functools.partial(models.golden_tensors, "t5")
+assert_as_good_as_torch = functools.partial(models.assert_as_good_as_torch, "t5")
 
 
 def golden_batch(case):
@@ -73,8 +61,7 @@ def checkpoints(tmp_path_factory):
     """A folder for each case, with the config.json of transformers."""
     folders = {case: tmp_path_factory.mktemp(case) for case in CASES}
     for case, folder in folders.items():
-        save_file(golden_tensors(case, "weight"), folder / "model.safetensors")
-        (folder / "config.json").write_text(str(golden(case)["config"]))
+        models.golden_checkpoint("t5", case, folder)
     return folders
 
 
@@ -85,14 +72,6 @@ def from_tensors(config, tensors, dtype):
         x = tensors[name].T if keys[-1] == "kernel" else tensors[name]
         flat[keys] = jnp.asarray(x, dtype)
     return unflatten_dict(flat)
-
-
-def to_tensors(config, tree):
-    flat = flatten_dict(tree)
-    return {
-        name: np.asarray(flat[keys]).T if keys[-1] == "kernel" else flat[keys]
-        for name, keys in huggingface.tensor_names(config).items()
-    }
 
 
 @functools.cache
@@ -118,24 +97,13 @@ def results(folder, case, dtype):
         v = from_tensors(config, golden_tensors(case, "v"), dtype)
         single = dtype == np.float32
         logits, loss, gradient, hvp = jit(compute)(params, None if single else v)
+    names = huggingface.tensor_names(config)
     return types.SimpleNamespace(
         logits=logits,
         loss=loss,
-        gradient=to_tensors(config, gradient),
-        hvp=None if single else to_tensors(config, hvp),
+        gradient=to_tensors(names, gradient),
+        hvp=None if single else to_tensors(names, hvp),
     )
-
-
-def assert_as_good_as_torch(case, kind, actual, exact):
-    """Within 4 times the distance of PyTorch's float32 from the truth.
-
-    In float64 as many roundings are allowed; distances are relative to the length.
-    """
-    actual, dtype = np.asarray(actual, np.float64), np.asarray(actual).dtype
-    roundings = golden(case)[f"float32_error/{kind}"] / np.finfo(np.float32).eps
-    tolerance = 4 * roundings * np.finfo(dtype).eps
-    assert actual.shape == exact.shape
-    assert np.linalg.norm(actual - exact) <= tolerance * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -289,13 +257,7 @@ def test_initial_weights_have_the_spread_of_mesh_tensorflow():
 
 
 def tiny(config=TINY):
-    """The same weights for every test; NumPy's, as `init` takes seconds to compile."""
-    graphdef, shapes = jax.eval_shape(functools.partial(t5.init, config), 0)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(scale=0.5, size=x.shape), x.dtype), shapes
-    )
-    return config, graphdef, params
+    return models.random_model(t5.init, config)
 
 
 def tiny_batch(rng, sources=5, targets=4):
@@ -439,12 +401,6 @@ def checkpoint(tmp_path):
     config, _, params = tiny()
     huggingface.save(tmp_path, config, params, dtype=np.float32)
     return tmp_path
-
-
-def rewrite(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
@@ -614,11 +570,6 @@ def test_a_hub_name_without_the_hub_package_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install.*put config\.json and model"):
         huggingface.load("t5-small")
-
-
-def hub(monkeypatch, snapshot_download):
-    module = types.SimpleNamespace(snapshot_download=snapshot_download)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
 
 
 def test_an_unreachable_hub_says_what_to_do(monkeypatch):

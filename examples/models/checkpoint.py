@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,9 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 READABLE = ("F64", "F32", "F16", "BF16")
-
 VOCABULARY = ("spiece.model", "tokenizer.json", "vocab.*", "merges.txt")
 
 Keys = tuple[str | int, ...]
-Config = TypeVar("Config")
 
 
 def local_folder(name: str | Path) -> Path:
@@ -101,8 +99,8 @@ def read_config(
     return raw
 
 
-def make_config(kind: type[Config], raw: Mapping[str, Any], folder: Path) -> Config:
-    """A `kind` of those fields that it has; the others keep their defaults."""
+def make_config(kind: Any, raw: Mapping[str, Any], folder: Path) -> Any:
+    """The dataclass `kind` of those fields that it has; the others are its defaults."""
     path = folder / CONFIG
     kinds = {field.name: type(field.default) for field in dataclasses.fields(kind)}
     given = {name: raw[name] for name in kinds if raw.get(name) is not None}
@@ -137,7 +135,8 @@ def skeleton(
 ) -> tuple[nnx.GraphDef, dict[Keys, tuple[int, ...]]]:
     """The graphdef, and the shape of each weight by its keys in `params`."""
     graphdef, params = jax.eval_shape(functools.partial(init, config), 0)
-    return graphdef, {keys: x.shape for keys, x in flatten_dict(params).items()}
+    flat: dict[Keys, Any] = flatten_dict(params)
+    return graphdef, {keys: x.shape for keys, x in flat.items()}
 
 
 def read_params(

@@ -43,9 +43,9 @@ class EncoderConfig:
     attention_probs_dropout_prob: float = 0.1
     pad_token_id: int = 0
     hidden_act: Literal["gelu"] = "gelu"  # the exact one
-    # Not on Hugging Face: "pre" has one more norm behind the last layer.
+    # "pre" is from scratch only, and has one more norm behind the last layer.
     norm_placement: Literal["post", "pre"] = "post"
-    causal: bool = False
+    causal: bool = False  # is_decoder on Hugging Face
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -14,10 +14,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from examples.models import checkpoint
-from examples.models.checkpoint import Keys, local_folder, weight_files
+from examples.models.checkpoint import WEIGHTS, Keys, local_folder, weight_files
 from examples.models.t5 import Params, T5Config, init
 
-__all__ = ["load", "local_folder", "save", "tensor_names", "weight_files"]
+__all__ = ["WEIGHTS", "load", "local_folder", "save", "tensor_names", "weight_files"]
 
 # Copies of the embedding that some writers keep, and a bias that T5 never uses.
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")

@@ -8,6 +8,7 @@ Sizes and weights are read as `checkpoint` says; what is particular to them is h
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,15 +94,15 @@ def save(
     """Write config.json and model.safetensors for `load` and for transformers.
 
     Raises:
-        ValueError: `params` is not an encoder of this `config`, exceeds the `dtype`, or
-            has its norms in front, for which Hugging Face has no names.
+        ValueError: `params` is not an encoder of this `config`, or exceeds the `dtype`,
+            or the norms are in front, which neither BERT nor RoBERTa has.
     """
     if config.norm_placement == "pre":
         raise ValueError(
-            "save: expected norm_placement 'post', got 'pre', for which the Hugging "
-            "Face layout has no names; keep such params in a checkpoint of Orbax."
+            "save: expected norm_placement 'post', got 'pre', which neither BERT nor "
+            "RoBERTa has; keep such params in an Orbax checkpoint."
         )
-    fields = dataclasses.asdict(config)
+    fields: dict[str, Any] = dataclasses.asdict(config)
     del fields["norm_placement"], fields["causal"]
     fields["is_decoder"] = config.causal
     architecture = "ForMaskedLM"
@@ -119,10 +120,9 @@ def tensor_names(config: EncoderConfig, prefix: str | None = None) -> dict[str, 
     `prefix` stands before all but the head, and is the type of the model if not given.
     """
     prefix = f"{config.model_type}." if prefix is None else prefix
-    embeddings, names = f"{prefix}embeddings", {}
+    names = _norm(f"{prefix}embeddings.LayerNorm", "embed_norm")
     for theirs, ours in EMBEDDINGS.items():
-        names[f"{embeddings}.{theirs}_embeddings.weight"] = (ours, "embedding")
-    names |= _norm(f"{embeddings}.LayerNorm", "embed_norm")
+        names[f"{prefix}embeddings.{theirs}_embeddings.weight"] = (ours, "embedding")
     for i in range(config.num_hidden_layers):
         for theirs, ours in LAYER.items():
             entry = _norm if "LayerNorm" in theirs else _linear
