@@ -17,8 +17,8 @@ import scipy.special
 
 from examples.data.batching import Arrays
 from examples.data.subwords import Subwords
+from examples.models.encoder import IGNORED
 
-IGNORED = -100
 PROBABILITY = 0.15
 _MASKED, _REPLACED = 0.8, 0.1  # the rest stays as it is
 _TAIL = 1e-5
