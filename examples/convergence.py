@@ -18,11 +18,11 @@ import jax
 import tyro
 from rich.console import Console
 
-from examples import convergence_report, run_folder
+from examples import convergence_report, run_folder, tasks
 from examples import sweep_learning_rates as sweep
 from examples.optimizers import OPTIMIZERS, PAPER, TODAYS, check_names
 from examples.report import train_loss
-from examples.task import Task, TaskOptions, load_task
+from examples.tasks import AnyTask, TaskName, TaskOptions
 
 Run = dict[str, Any]
 
@@ -59,17 +59,20 @@ class Settings:
         tuple[str, ...],
         tyro.conf.arg(help=f"One or several of {', '.join(OPTIMIZERS)}."),
     ] = (*PAPER, *TODAYS)
-    task: Literal["translation"] = "translation"
+    task: TaskName = "translation"
     preset: Literal["tiny", "laptop", "paper"] = "laptop"
     """Sizes: seconds, an hour on two cores, or the paper's own on a GPU."""
     fraction: float = 0.05
     """Share of the coordinates to clip, in [0, 1)."""
-    init: str = "examples/checkpoints/t5-enfr-small"
-    """A folder with a model in the Hugging Face layout, or a name on the hub."""
+    init: str | None = None
+    """A folder with a model in the Hugging Face layout, a name on the hub, or
+    "minilm"; without it, the project's own for the task."""
     dataset: Literal["en_fr", "opus_books"] = "en_fr"
     """The committed pairs, or the paper's data from the Hugging Face hub."""
     pairs: Path | None = None
     """A file of English<TAB>French lines, instead of the dataset."""
+    documents: Path | None = None
+    """For the language models: a file with a text on each line, instead of reviews."""
     run: Path | None = None
     """The run folder; without it, runs/convergence/TASK."""
     resume: bool = False
@@ -80,8 +83,6 @@ class Settings:
         check_names(self.optimizer)
         if not 0 <= self.fraction < 1:
             raise ValueError(f"--fraction must be in [0, 1); got {self.fraction}.")
-        if self.pairs and self.dataset != "en_fr":
-            raise ValueError("--pairs and --dataset exclude each other: choose one.")
 
     def folder(self) -> Path:
         return self.run or Path("runs/convergence") / self.task
@@ -95,15 +96,27 @@ class Settings:
         others = [Contender("clipped_sgd", f) for f in self.sizes().fractions]
         return first + (others if "clipped_sgd" in self.optimizer else [])
 
+    def options(self) -> TaskOptions:
+        sizes = self.sizes()
+        return TaskOptions(
+            self.task,
+            sizes.max_length,
+            sizes.batch_size,
+            start=self.init,
+            dataset=self.dataset,
+            pairs=self.pairs,
+            documents=self.documents,
+        )
+
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers of a training."""
         fields = dataclasses.asdict(self)
         for name in ("optimizer", "run", "resume"):
             del fields[name]
-        return {**fields, **self.sizes()._asdict()}
+        return {**fields, **self.sizes()._asdict(), "init": self.options().init}
 
 
-def main(settings: Settings, task: Task) -> None:
+def main(settings: Settings, task: AnyTask) -> None:
     """Searches, repeats, draws."""
     folder, console = settings.folder(), Console()
     runs = run_folder.Ledger(folder / "runs.jsonl", sweep.said(console))
@@ -142,29 +155,18 @@ def outcome(trained: sweep.Trained) -> Run:
     }
 
 
-def state_bytes(contender: Contender, task: Task) -> int:
+def state_bytes(contender: Contender, task: AnyTask) -> int:
     """What the optimizer keeps between steps."""
     optimizer = OPTIMIZERS[contender.name](1.0, contender.fraction)
     state = jax.eval_shape(optimizer.init, task.params)
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
-def prepare(settings: Settings) -> Task:
+def prepare(settings: Settings) -> AnyTask:
     """Everything that can be refused, before any work; claims the run folder last."""
     settings.check()
-    sizes = settings.sizes()
-    task = load_task(
-        TaskOptions(
-            settings.init,
-            settings.dataset,
-            settings.pairs,
-            sizes.max_length,
-            sizes.batch_size,
-        )
-    )
-    data = [settings.pairs] if settings.pairs else []
-    files = run_folder.fingerprint(*task.weights, task.spiece, *data)
-    identity = settings.decisive() | {"files": files}
+    task = tasks.load(settings.options())
+    identity = settings.decisive() | {"files": run_folder.fingerprint(*task.files)}
     run_folder.open_run(settings.folder(), identity, resume=settings.resume)
     return task
 

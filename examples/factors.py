@@ -19,7 +19,7 @@ import optax
 import tyro
 
 from examples import run_folder, training
-from examples.data import translation, vocabulary
+from examples.data import batching, translation, vocabulary
 from examples.directions import (
     before_last_step,
     numbers,
@@ -30,7 +30,7 @@ from examples.directions import (
 from examples.models import huggingface, t5
 from examples.optimizers import label
 from examples.pages import Table, as_markdown
-from examples.pretrain_t5 import without_dropout
+from examples.pretraining import without_dropout
 from optax_clip import diagnostics
 
 _COMPARED = (
@@ -132,11 +132,11 @@ class Problem:
 
     loss: Callable[..., jax.Array]
     params: t5.Params
-    arrays: translation.Arrays
+    arrays: batching.Arrays
     parameters: int
 
-    def batch_at(self, size: int, seed: int, step: int) -> translation.Arrays:
-        return translation.batch_at(self.arrays, size, seed, step)
+    def batch_at(self, size: int, seed: int, step: int) -> batching.Arrays:
+        return batching.batch_at(self.arrays, size, seed, step)
 
 
 def main(settings: Settings) -> Path:

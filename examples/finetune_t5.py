@@ -28,7 +28,7 @@ from examples.optimizers import (
     learning_rates,
     tuning_note,
 )
-from examples.task import Task, load_task
+from examples.task import TranslationTask, load_translation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,23 +105,23 @@ _TRAINING = (
 )
 
 
-def prepare(settings: Settings) -> tuple[Task, dict[str, float | None]]:
+def prepare(settings: Settings) -> tuple[TranslationTask, dict[str, float | None]]:
     """Everything that can be refused, before any work; claims the run folder last."""
     settings.check()
     rates = learning_rates(settings.optimizer, settings.learning_rate)
-    task = load_task(settings)
+    task = load_translation(settings)
     # Names may come to mean other files between a run and its continuation.
-    data = [settings.pairs] if settings.pairs else []
-    files = [*task.weights, task.spiece, *data]
     identity = settings.decisive() | {
         "learning_rates": rates,
-        "files": run_folder.fingerprint(*files),
+        "files": run_folder.fingerprint(*task.files),
     }
     run_folder.open_run(settings.run, identity, resume=settings.resume)
     return task, rates
 
 
-def main(settings: Settings, task: Task, rates: dict[str, float | None]) -> None:
+def main(
+    settings: Settings, task: TranslationTask, rates: dict[str, float | None]
+) -> None:
     """Fine-tunes with each optimizer, measures along the way, reports."""
     print(describe(settings, task), flush=True)
     instruments = Instruments(task, settings.measured_batches)
@@ -135,7 +135,7 @@ def main(settings: Settings, task: Task, rates: dict[str, float | None]) -> None
 
 def fine_tune(
     settings: Settings,
-    task: Task,
+    task: TranslationTask,
     instruments: Instruments,
     name: str,
     rate: float | None,
@@ -183,7 +183,7 @@ def fine_tune(
     run_folder.write_json(folder / "facts.json", facts)
 
 
-def describe(settings: Settings, task: Task) -> str:
+def describe(settings: Settings, task: TranslationTask) -> str:
     """What is about to happen, for people."""
     counts = task.counts()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(task.params))

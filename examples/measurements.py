@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import sacrebleu
 
-from examples.data.translation import Arrays
 from examples.directions import before_last_step, numbers, pseudo_directions
 from examples.models import t5
 from examples.optimizers import PAPER
-from examples.task import Task
+from examples.task import TranslationTask
 from examples.training import Metrics, TrainState
 from optax_clip import diagnostics
 
@@ -27,7 +26,7 @@ TRAJECTORY = "sgd"
 class Instruments:
     """Compiled once, used for every optimizer of a run."""
 
-    def __init__(self, task: Task, measured_batches: int) -> None:
+    def __init__(self, task: TranslationTask, measured_batches: int) -> None:
         self.task = task
         self.batch = task.fixed_batch(task.batch_size * measured_batches)
         stream = {"microbatches": measured_batches, "weight": task.weight}
@@ -45,10 +44,10 @@ class Instruments:
         return metrics
 
     def validation_loss(self, params: t5.Params) -> float:
-        """Mean per token over the held-out pairs; rows of padding fill the last."""
+        """Mean per token over the held-out pairs."""
         mean = diagnostics.mean_over_batches(
             lambda batch: self._loss(params, batch),
-            _padded_batches(self.task.held_out_arrays, self.task.batch_size),
+            self.task.held_out_batches(),
             weight=self.task.weight,
         )
         return float(mean)
@@ -106,11 +105,3 @@ def _distances(sharpness: Mapping[str, Mapping[str, float | None]]) -> np.ndarra
     """From a tenth of the shortest best step to ten times the longest."""
     best = [step for d in sharpness.values() if (step := d["best_step"])]
     return np.geomspace(min(best, default=0.1) / 10, max(best, default=10) * 10, 31)
-
-
-def _padded_batches(arrays: Arrays, size: int) -> list[Arrays]:
-    count = -(-len(arrays["source"]) // size)
-    spare = count * size - len(arrays["source"])
-    padded = {k: np.pad(v, ((0, spare), (0, 0))) for k, v in arrays.items()}
-    parts = {name: np.split(array, count) for name, array in padded.items()}
-    return [{name: part[i] for name, part in parts.items()} for i in range(count)]

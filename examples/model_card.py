@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from examples import run_folder
-from examples.models.t5 import Params
+from examples.training import Params
 
-_CARD = """\
+T5 = """\
 # t5-enfr-small
 
 A small T5 (v1.0 layout: ReLU, tied output layer) of {parameters:,} parameters,
@@ -44,29 +44,87 @@ GPL-2.0 as well, and are not part of the wheel.
 """  # noqa: E501
 
 
-def write(folder: Path, run: Path, params: Params) -> None:
+MASKED = "masked tokens: 15 %, of which 80 % masked, 10 % replaced, 10 % kept"
+NEXT = "the next token"
+
+ENCODER = """\
+# {name}
+
+A small {kind} of {parameters:,} parameters in BERT's layout, pretrained **from scratch**
+on English movie reviews, to start fine-tuning from. It shares no weights with any
+published model.
+
+| | |
+|---|---|
+| made by | `python -m examples.pretrain_encoder{flags}` |
+| data | {data}, one after the other |
+| vocabulary | `tokenizer.json`: lower-case WordPiece, {vocab_size:,} ids, trained on such reviews |
+| objective | {objective}; windows of {length} tokens |
+| training | {steps:,} steps of {batch_size} windows, AdamW with weight decay {weight_decay:g}, peak rate {learning_rate:g}, {warmup_steps} warm-up steps, cosine to 0, no dropout |
+| time | {minutes:.0f} minutes on {device}, shared with other work |
+| software | Python {python}, JAX {jax}, Flax {flax}, Optax {optax} |
+| training loss | {train_loss:.3f} (mean of the last {tail} steps) |
+| held-out loss | {held_out_loss:.3f} (same objective, fixed windows of held-out documents; {first_held_out_loss:.2f} at step 0) |
+| weights | `model.safetensors`, float16, names as in Hugging Face `transformers` |
+
+![Loss during pretraining](loss.png)
+
+The curve's numbers are in `loss.csv`. The text that it learned from is not part of this
+repository.
+"""  # noqa: E501
+
+HEAD = """\
+# {name}
+
+A masked-language-model head of {parameters:,} parameters for the encoder
+all-MiniLM-L6-v2, which is published without one. The head's output layer is the
+encoder's embedding; dense layer, norm and bias are here, and the encoder is not.
+
+| | |
+|---|---|
+| made by | `python -m examples.train_mlm_head` |
+| encoder | that of the PyPI package `{package}`, frozen |
+| data | {data}, one after the other |
+| objective | {objective}; windows of {length} tokens |
+| training | {steps:,} steps of {batch_size} windows, Adam, peak rate {learning_rate:g}, {warmup_steps} warm-up steps, cosine to 0, no dropout |
+| time | {minutes:.0f} minutes on {device}, shared with other work |
+| software | Python {python}, JAX {jax}, Flax {flax}, Optax {optax} |
+| training loss | {train_loss:.3f} (mean of the last {tail} steps) |
+| held-out loss | {held_out_loss:.3f} (same objective, fixed windows of held-out documents; {first_held_out_loss:.2f} at step 0) |
+| weights | `model.safetensors`, float16, names as in this repository's `params["head"]` |
+
+![Loss during training](loss.png)
+
+The curve's numbers are in `loss.csv`. The text that it learned from is not part of this
+repository.
+"""  # noqa: E501
+
+
+def write(
+    folder: Path, run: Path, params: Params, card: str, ylabel: str, **facts: Any
+) -> None:
     """Writes README.md, loss.csv and loss.png of the finished run into `folder`."""
-    facts = json.loads((run / "settings.json").read_text())
+    made = json.loads((run / "settings.json").read_text())
     metrics = run_folder.read_metrics(run)
     train = [line["loss"] for line in metrics if "loss" in line]
     held_out = [line for line in metrics if "held_out_loss" in line]
     tail = min(100, len(train))
-    card = _CARD.format(
-        **facts["settings"],
-        **facts["made_with"],
+    text = card.format(
+        **made["settings"],
+        **made["made_with"],
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
         minutes=metrics[-1]["seconds"] / 60,
         tail=tail,
         train_loss=np.mean(train[-tail:]),
         held_out_loss=held_out[-1]["held_out_loss"],
         first_held_out_loss=held_out[0]["held_out_loss"],
-        vocab_size=next(leaf.shape[0] for leaf in jax.tree.leaves(params["embed"])),
+        **facts,
     )
     rows = _curve(train, held_out)
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(text)
     with (folder / "loss.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("step", "train_loss", "held_out_loss"), *rows])
-    _plot(rows, folder / "loss.png")
+    _plot(rows, ylabel, folder / "loss.png")
 
 
 def _curve(train: list[float], held_out: list[dict[str, Any]]) -> list[tuple]:
@@ -82,7 +140,7 @@ def _curve(train: list[float], held_out: list[dict[str, Any]]) -> list[tuple]:
     return rows
 
 
-def _plot(rows: list[tuple], path: Path) -> None:
+def _plot(rows: list[tuple], ylabel: str, path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -91,8 +149,8 @@ def _plot(rows: list[tuple], path: Path) -> None:
         figure = Figure(figsize=(5, 3), layout="constrained")
         axes = figure.subplots()
         axes.plot(steps, train, label="training text")
-        axes.plot(steps, held_out, label="held-out stories")
-        axes.set(xlabel="step", ylabel="span-corruption loss")
+        axes.plot(steps, held_out, label="held-out text")
+        axes.set(xlabel="step", ylabel=ylabel)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, dpi=150)

@@ -10,13 +10,13 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 import optax
 import tyro
 
-from examples import model_card, run_folder, training
+from examples import model_card, pretraining, run_folder, training
 from examples.data import span_corruption, translation, vocabulary
+from examples.data.batching import Arrays
 from examples.models import huggingface, t5
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "t5-enfr-small"
@@ -41,17 +41,6 @@ class Settings:
     num_layers: int = 4  # in the encoder, and as many in the decoder
     seed: int = 0
 
-    def check(self) -> None:
-        """Refuses what no run can mean, in one sentence."""
-        run_folder.check_counts(self, "--settings.")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is float and not 0 <= value < float("inf"):
-                flag = field.name.replace("_", "-")
-                raise ValueError(
-                    f"--settings.{flag} must be positive and finite; got {value}."
-                )
-
 
 def main(
     settings: Settings = Settings(),
@@ -72,8 +61,8 @@ def main(
         evaluate_every: steps between losses on the held-out stories.
     """
     try:
-        settings.check()
-        check_output(out, settings)
+        pretraining.check(settings)
+        pretraining.check_output(out, CHECKPOINT, settings, Settings())
         words, train, valid = prepare(settings)
         run_folder.open_run(run, dataclasses.asdict(settings), resume=resume)
     except (ValueError, OSError) as error:
@@ -83,29 +72,24 @@ def main(
     loss = t5.make_loss(graphdef, config)
     state = training.train(
         run,
-        loss if settings.dropout_rate else without_dropout(loss),
+        loss if settings.dropout_rate else pretraining.without_dropout(loss),
         params,
         optimizer(settings),
         batches(settings, words, train, settings.seed),
         steps=settings.steps,
         seed=settings.seed,
-        evaluate=held_out(loss, settings, words, valid),
+        evaluate=pretraining.held_out(
+            loss, held_out(settings, words, valid), t5.token_count
+        ),
         evaluate_every=evaluate_every,
         save_every=save_every,
         label="pretrain_t5",
     )
     huggingface.save(out, config, state.params)
-    model_card.write(out, run, params)
+    model_card.write(
+        out, run, params, model_card.T5, "span-corruption loss", vocab_size=words.size
+    )
     print(f"{out}: weights, model card and loss curve")
-
-
-def check_output(out: Path, settings: Settings) -> None:
-    """Refuses to replace the committed weights by a trial's."""
-    if out.resolve() == CHECKPOINT.resolve() and settings != Settings():
-        raise ValueError(
-            f"{out} holds the committed weights, which were made with the default "
-            "settings: name another folder with --out."
-        )
 
 
 def prepare(
@@ -138,22 +122,16 @@ def model_config(settings: Settings, words: vocabulary.Vocabulary) -> t5.T5Confi
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """Adam relative to the size of each weight; linear warm-up, cosine to 0.
+    """Adam relative to the size of each weight.
 
     T5's embedding starts at scale 1 and its queries at 0.01: one absolute rate for both
     is too small for the former or unstable for the latter.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=settings.learning_rate,
-        warmup_steps=min(settings.warmup_steps, settings.steps // 2),
-        decay_steps=settings.steps,
-    )
     return optax.chain(
         optax.clip_by_global_norm(settings.max_gradient_norm),
         optax.scale_by_adam(b2=settings.b2),
         optax.scale_by_param_block_rms(),
-        optax.scale_by_learning_rate(schedule),
+        optax.scale_by_learning_rate(pretraining.schedule(settings)),
     )
 
 
@@ -165,43 +143,20 @@ def text(words: vocabulary.Vocabulary, pairs: list[translation.Pair]) -> np.ndar
 
 def batches(
     settings: Settings, words: vocabulary.Vocabulary, stream: np.ndarray, seed: int
-) -> Callable[[int], translation.Arrays]:
+) -> Callable[[int], Arrays]:
     """Step number to batch."""
     sizes = settings.batch_size, settings.source_length
     return lambda step: span_corruption.batch_at(stream, words, *sizes, seed, step)
 
 
 def held_out(
-    loss: training.Loss,
-    settings: Settings,
-    words: vocabulary.Vocabulary,
-    stream: np.ndarray,
-) -> Callable[[int, training.TrainState], training.Metrics]:
-    """The mean loss over the held-out text, with masks that never change."""
+    settings: Settings, words: vocabulary.Vocabulary, stream: np.ndarray
+) -> list[Arrays]:
+    """The held-out text, with masks that never change."""
     sizes = settings.batch_size, settings.source_length
     count = span_corruption.batches_per_epoch(stream, *sizes)
     batch_at = batches(settings, words, stream, seed=1)
-    fixed = [batch_at(step) for step in range(count)]
-    jitted = jax.jit(without_dropout(loss))
-
-    def evaluate(step: int, state: training.TrainState) -> training.Metrics:
-        del step
-        losses = [jitted(state.params, batch) for batch in fixed]
-        return {"held_out_loss": float(np.mean(jax.device_get(losses)))}
-
-    return evaluate
-
-
-def without_dropout(loss: training.Loss) -> training.Loss:
-    """The same loss for a caller that always passes a dropout key."""
-
-    def deterministic(
-        params: training.Params, batch: training.Batch, key: jax.Array | None = None
-    ) -> jax.Array:
-        del key
-        return loss(params, batch)
-
-    return deterministic
+    return [batch_at(step) for step in range(count)]
 
 
 if __name__ == "__main__":

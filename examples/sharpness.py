@@ -20,8 +20,7 @@ import numpy as np
 import optax
 import tyro
 
-from examples import paper, run_folder, sharpness_report, training
-from examples.data import translation
+from examples import paper, run_folder, sharpness_report, tasks, training
 from examples.directions import (
     before_last_step,
     momentum_histogram,
@@ -30,7 +29,7 @@ from examples.directions import (
     with_pseudo_updates,
 )
 from examples.optimizers import LONG_VERSION, LONG_VERSION_FRACTION, PAPER
-from examples.task import Task, TaskOptions, load_task
+from examples.tasks import AnyTask, TaskName, TaskOptions
 from examples.training import Metrics, TrainState
 from optax_clip import diagnostics
 
@@ -98,7 +97,7 @@ PRESETS = {
 class Settings:
     """Measures directional sharpness along one trajectory."""
 
-    task: Literal["translation"] = "translation"
+    task: TaskName = "translation"
     trajectory: Literal["sgd", "adam"] = "sgd"
     """The optimizer that moves the parameters."""
     preset: Literal["tiny", "laptop", "paper"] = "laptop"
@@ -109,12 +108,15 @@ class Settings:
     """Share of the coordinates to clip in the paper's seven, in [0, 1)."""
     batch_size: int | None = None
     """Examples in a batch; without it, that of the preset."""
-    init: str = "examples/checkpoints/t5-enfr-small"
-    """A folder with a model in the Hugging Face layout, or a name on the hub."""
+    init: str | None = None
+    """A folder with a model in the Hugging Face layout, a name on the hub, or
+    "minilm"; without it, the project's own for the task."""
     dataset: Literal["en_fr", "opus_books"] = "en_fr"
     """The committed pairs, or the paper's data from the Hugging Face hub."""
     pairs: Path | None = None
     """A file of English<TAB>French lines, instead of the dataset."""
+    documents: Path | None = None
+    """For the language models: a file with a text on each line, instead of reviews."""
     seed: int = 0
     run: Path | None = None
     """The run folder; without it, runs/sharpness/TASK-TRAJECTORY."""
@@ -130,8 +132,6 @@ class Settings:
         rate = self.learning_rate
         if rate is not None and not 0 < rate < float("inf"):
             raise ValueError(f"--learning-rate must be positive; got {rate}.")
-        if self.pairs and self.dataset != "en_fr":
-            raise ValueError("--pairs and --dataset exclude each other: choose one.")
         run_folder.check_counts(self)
         sizes = self.sizes()
         if sizes.batch_size % sizes.part:
@@ -158,6 +158,19 @@ class Settings:
             **dict.fromkeys(LONG_VERSION, LONG_VERSION_FRACTION),
         }
 
+    def options(self) -> TaskOptions:
+        sizes = self.sizes()
+        return TaskOptions(
+            self.task,
+            sizes.max_length,
+            sizes.batch_size,
+            start=self.init,
+            dataset=self.dataset,
+            pairs=self.pairs,
+            documents=self.documents,
+            seed=self.seed,
+        )
+
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers."""
         fields = dataclasses.asdict(self)
@@ -166,6 +179,7 @@ class Settings:
         return {
             **fields,
             **self.sizes()._asdict(),
+            "init": self.options().init,
             "rates": None,
             "learning_rate": self.rate(),
             "fractions": self.fractions(),
@@ -200,24 +214,15 @@ def moments(settings: Settings) -> dict[int, Moment]:
     return found
 
 
-def load(settings: Settings) -> Task:
+def load(settings: Settings) -> AnyTask:
     """The task, with enough examples for an epoch."""
-    sizes = settings.sizes()
-    task = load_task(
-        TaskOptions(
-            settings.init,
-            settings.dataset,
-            settings.pairs,
-            sizes.max_length,
-            sizes.batch_size,
-            seed=settings.seed,
-        )
-    )
+    sizes, options = settings.sizes(), settings.options()
+    task = tasks.load(options)
     wanted = sizes.batches_per_epoch * sizes.batch_size
-    if (available := len(task.arrays["source"])) < wanted:
+    if task.rows < wanted:
         raise ValueError(
             f"expected at least {wanted:,} training examples of at most "
-            f"{sizes.max_length} tokens, got {available:,}: lower --batch-size or give "
+            f"{sizes.max_length} tokens, got {task.rows:,}: lower --batch-size or give "
             "more data."
         )
     if wanted < sizes.test_size:
@@ -228,17 +233,14 @@ def load(settings: Settings) -> Task:
     return task
 
 
-def one_epoch(settings: Settings, task: Task) -> Task:
+def one_epoch(settings: Settings, task: AnyTask) -> AnyTask:
     """The same with a training set of exactly one epoch, drawn once."""
     sizes = settings.sizes()
-    random = np.random.default_rng(settings.seed)
-    rows = random.permutation(len(task.arrays["source"]))
-    kept = rows[: sizes.batches_per_epoch * sizes.batch_size]
-    arrays = {name: array[kept] for name, array in task.arrays.items()}
-    return dataclasses.replace(task, train=translation.Tokenised(arrays, 0))
+    rows = np.random.default_rng(settings.seed).permutation(task.rows)
+    return task.taking(rows[: sizes.batches_per_epoch * sizes.batch_size])
 
 
-def adapt(settings: Settings, task: Task) -> Task:
+def adapt(settings: Settings, task: AnyTask) -> AnyTask:
     """The task with a model that Adam has begun to teach it, in a run of its own."""
     sizes = settings.sizes()
     if not sizes.adapting_steps:
@@ -258,7 +260,7 @@ def adapt(settings: Settings, task: Task) -> Task:
     return dataclasses.replace(task, params=state.params)
 
 
-def main(settings: Settings, task: Task) -> None:
+def main(settings: Settings, task: AnyTask) -> None:
     """Trains, measures along the way, draws."""
     sizes, at = settings.sizes(), moments(settings)
     print(describe(settings, task), flush=True)
@@ -289,7 +291,7 @@ def main(settings: Settings, task: Task) -> None:
 
 
 def measurer(
-    settings: Settings, task: Task, at: Mapping[int, Moment]
+    settings: Settings, task: AnyTask, at: Mapping[int, Moment]
 ) -> Callable[[int, TrainState], Metrics]:
     """What is measured at each moment, for `training.train`."""
     sizes = settings.sizes()
@@ -331,13 +333,13 @@ def measurer(
     return measure
 
 
-def describe(settings: Settings, task: Task) -> str:
+def describe(settings: Settings, task: AnyTask) -> str:
     """What is about to happen, for people."""
     sizes = settings.sizes()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(task.params))
     return (
-        f"{settings.init}: {parameters:,} parameters; after {sizes.adapting_steps} "
-        f"steps of Adam, {settings.trajectory} with learning rate "
+        f"{settings.options().init}: {parameters:,} parameters; after "
+        f"{sizes.adapting_steps} steps of Adam, {settings.trajectory} with rate "
         f"{settings.rate():g} on epochs of {sizes.batches_per_epoch} "
         f"batches of {sizes.batch_size}; sharpness of {len(settings.fractions())} "
         f"directions at {sizes.measured_batches} batches of epochs "
@@ -366,13 +368,11 @@ def _curve(scan: diagnostics.LineScan) -> dict[str, list[float]]:
     return {"steps": scan.steps[seen].tolist(), "losses": scan.losses[seen].tolist()}
 
 
-def prepare(settings: Settings) -> Task:
+def prepare(settings: Settings) -> AnyTask:
     """Everything that can be refused, before any work; claims the run folder last."""
     settings.check()
     task = load(settings)
-    data = [settings.pairs] if settings.pairs else []
-    files = run_folder.fingerprint(*task.weights, task.spiece, *data)
-    identity = settings.decisive() | {"files": files}
+    identity = settings.decisive() | {"files": run_folder.fingerprint(*task.files)}
     run_folder.open_run(settings.folder(), identity, resume=settings.resume)
     return task
 

@@ -18,18 +18,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from examples import looks, pages, paper, run_folder
+from examples import looks, pages, paper, run_folder, tasks
 from examples.directions import ratio
 from examples.optimizers import LONG_VERSION, PAPER, label
 from examples.pages import Table
 
 Line = dict[str, Any]
 Summary = dict[str, Any]
-TASKS = {
-    "translation": "translation",
-    "masked_lm": "masked language model",
-    "causal_lm": "causal language model",
-}
 
 
 def write(run: Path) -> list[Path]:
@@ -113,7 +108,8 @@ def _of_direction(name: str, lines: Sequence[Line], pictured: Line | None) -> Li
 def heading(summary: Summary) -> str:
     settings = summary["settings"]
     driver = label(settings["trajectory"], 0)
-    return f"Directional sharpness: {TASKS[settings['task']]}, trajectory of {driver}"
+    task = tasks.TITLES[settings["task"]]
+    return f"Directional sharpness: {task}, trajectory of {driver}"
 
 
 def make_tables(summary: Summary) -> list[Table]:

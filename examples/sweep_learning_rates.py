@@ -28,7 +28,8 @@ from rich.console import Console
 from examples import report, run_folder
 from examples.finetune_t5 import Settings
 from examples.optimizers import LEARNING_RATES, OPTIMIZERS
-from examples.task import Task, load_task
+from examples.task import load_translation
+from examples.tasks import AnyTask
 from examples.training import TrainState, train_step
 
 # Where the search begins, in half-decades: -4 is 1e-2. It goes on from there by itself.
@@ -60,7 +61,7 @@ def main(
     if settings.learning_rate is not None:
         raise ValueError("--learning-rate: a sweep finds it; leave it out.")
     before = _result_to_extend(out, settings)
-    task = load_task(settings)
+    task = load_translation(settings)
     run_folder.open_run(settings.run, settings.training(), resume=settings.resume)
     console = Console()
     runs = run_folder.Ledger(settings.run / "runs.jsonl", said(console))
@@ -121,7 +122,7 @@ class Trained(NamedTuple):
 
 
 def trainer(
-    task: Task, name: str, fraction: float, steps: int
+    task: AnyTask, name: str, fraction: float, steps: int
 ) -> Callable[..., Trained]:
     """Learning rate (and seed) -> training; one compilation serves all of them."""
     optimizer = optax.inject_hyperparams(

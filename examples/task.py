@@ -1,23 +1,80 @@
-"""What a fine-tuning run works on: a model, its words and its pairs."""
+"""What a fine-tuning run works on: a model, its words and its data.
+
+`Task` is what an optimizer meets; `TranslationTask` is a T5 with English-French pairs,
+and `examples.language_task` an encoder with documents.
+"""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import jax
 import numpy as np
 from flax import nnx
 
 from examples.data import translation, vocabulary
+from examples.data.batching import Arrays, batch_at, count, whole
 from examples.models import huggingface, t5
+from examples.training import Batch
 
 # Embedding tables may be padded; t5-small's has 28 rows more than its words need.
 _SPARE_ROWS = 127
 
 
-class TaskSettings(Protocol):
-    """What `load_task` asks of settings."""
+class Task(Protocol):
+    """A loss, its parameters and its batches; the rest is between model and data."""
+
+    @property
+    def params(self) -> Any: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def files(self) -> list[Path]:
+        """What the numbers depend on, besides settings and code."""
+        ...
+
+    def batch_at(self, step: int) -> Arrays:
+        """The training batch of a step, the same for every optimizer."""
+        ...
+
+    def fixed_batch(self, rows: int) -> Arrays:
+        """Training rows that are drawn once, to measure on."""
+        ...
+
+    def held_out_batches(self) -> list[Arrays]:
+        """What is held out, in batches of one size; rows of padding fill the last."""
+        ...
+
+    def train_loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        """The mean loss with dropout, where the checkpoint has any."""
+        ...
+
+    def eval_loss(self, params: Any, batch: Batch) -> jax.Array:
+        """The mean loss without dropout."""
+        ...
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """Of a batch in a mean over several: the count that its loss is the mean of."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """How many rows there are of which kind."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """How many there are to train on."""
+        ...
+
+    def taking(self, rows: np.ndarray) -> Self:
+        """The same task with these of its training rows alone."""
+        ...
+
+
+class TranslationSettings(Protocol):
+    """What `load_translation` asks of settings."""
 
     @property
     def init(self) -> str: ...
@@ -37,43 +94,47 @@ class TaskSettings(Protocol):
     def seed(self) -> int: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskOptions:
-    """Settings for `load_task` of programs that hold nothing out."""
-
-    init: str
-    dataset: Literal["en_fr", "opus_books"]
-    pairs: Path | None
-    max_length: int
-    batch_size: int
-    measured_batches: int = 1
-    held_out: int = 1
-    seed: int = 0
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class Task:
-    """A model in functional form, and the pairs in tokens."""
+class TranslationTask:
+    """A T5 in functional form, and the pairs in tokens."""
 
     config: t5.T5Config
     graphdef: nnx.GraphDef
     params: t5.Params
     words: vocabulary.Vocabulary
     spiece: Path
-    weights: list[Path]
+    files: list[Path]
     train: translation.Tokenised
     held_out: list[translation.Pair]
-    held_out_arrays: translation.Arrays
+    held_out_arrays: Arrays
     batch_size: int
     seed: int
 
-    def batch_at(self, step: int) -> translation.Arrays:
+    def batch_at(self, step: int) -> Arrays:
         """The training batch of a step, the same for every optimizer."""
-        return translation.batch_at(self.train.arrays, self.batch_size, self.seed, step)
+        return batch_at(self.train.arrays, self.batch_size, self.seed, step)
 
-    def fixed_batch(self, rows: int) -> translation.Arrays:
+    def fixed_batch(self, rows: int) -> Arrays:
         """Training pairs that are drawn once, to measure on."""
-        return translation.batch_at(self.train.arrays, rows, self.seed + 1, 0)
+        return batch_at(self.train.arrays, rows, self.seed + 1, 0)
+
+    def held_out_batches(self) -> list[Arrays]:
+        """The held-out pairs; rows of padding fill the last batch."""
+        padding = dict.fromkeys(self.held_out_arrays, self.config.pad_token_id)
+        return whole(self.held_out_arrays, self.batch_size, padding)
+
+    def train_loss(self, params: t5.Params, batch: Batch, key: jax.Array) -> jax.Array:
+        """The loss with dropout, where the checkpoint has any."""
+        loss = t5.make_loss(self.graphdef, self.config)
+        return loss(params, batch, key if self.config.dropout_rate else None)
+
+    def eval_loss(self, params: t5.Params, batch: Batch) -> jax.Array:
+        """The loss without dropout."""
+        return t5.make_loss(self.graphdef, self.config)(params, batch)
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """The target tokens of a batch."""
+        return t5.token_count(batch, self.config.pad_token_id)
 
     def counts(self) -> dict[str, int]:
         """How many pairs there are, and how many were too long."""
@@ -84,27 +145,17 @@ class Task:
         }
 
     @property
-    def arrays(self) -> translation.Arrays:
-        """All training examples."""
-        return self.train.arrays
+    def rows(self) -> int:
+        """How many pairs there are to train on."""
+        return count(self.train.arrays)
 
-    def weight(self, batch: Mapping[str, Any]) -> jax.Array:
-        """Of a batch in a mean over several: its target tokens."""
-        return t5.token_count(batch, self.config.pad_token_id)
-
-    def train_loss(
-        self, params: t5.Params, batch: translation.Arrays, key: jax.Array
-    ) -> jax.Array:
-        """The loss with dropout, where the checkpoint has any."""
-        loss = t5.make_loss(self.graphdef, self.config)
-        return loss(params, batch, key if self.config.dropout_rate else None)
-
-    def eval_loss(self, params: t5.Params, batch: translation.Arrays) -> jax.Array:
-        """The loss without dropout."""
-        return t5.make_loss(self.graphdef, self.config)(params, batch)
+    def taking(self, rows: np.ndarray) -> Self:
+        """The same task with these of its training pairs alone."""
+        arrays = {name: array[rows] for name, array in self.train.arrays.items()}
+        return dataclasses.replace(self, train=self.train._replace(arrays=arrays))
 
 
-def load_task(settings: TaskSettings) -> Task:
+def load_translation(settings: TranslationSettings) -> TranslationTask:
     """Loads and tokenises everything.
 
     Raises:
@@ -124,13 +175,14 @@ def load_task(settings: TaskSettings) -> Task:
         )
     held_out = _sample(split.valid, words, settings.max_length, settings.held_out)
     arrays = translation.tokenise(held_out, words, settings.max_length).arrays
-    return Task(
+    data = [settings.pairs] if settings.pairs else []
+    return TranslationTask(
         config,
         graphdef,
         params,
         words,
         spiece,
-        huggingface.weight_files(folder),
+        [*huggingface.weight_files(folder), spiece, *data],
         train,
         held_out,
         arrays,
@@ -155,7 +207,7 @@ def _vocabulary(folder: Path, rows: int) -> tuple[vocabulary.Vocabulary, Path]:
     return words, path
 
 
-def _split(settings: TaskSettings) -> translation.Split:
+def _split(settings: TranslationSettings) -> translation.Split:
     if settings.pairs:
         return translation.file_split(settings.pairs, settings.seed)
     if settings.dataset == "opus_books":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from examples import paper, run_folder, sharpness_report
+from examples import paper, run_folder, sharpness_report, tasks
 from examples.optimizers import label
 from examples.pages import Table, as_markdown
 from examples.sharpness_report import Summary
@@ -211,7 +211,7 @@ def _pair(run: Summary) -> tuple[int, str, str]:
 def _name(run: Summary, epoch: str | None = None) -> str:
     settings = run["settings"]
     parts = [
-        sharpness_report.TASKS[settings["task"]],
+        tasks.TITLES[settings["task"]],
         f"{label(settings['trajectory'], 0)}'s trajectory",
         *([f"epoch {epoch}"] if epoch else []),
         *([f"seed {settings['seed']}"] if settings["seed"] else []),

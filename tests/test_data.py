@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from examples.data import span_corruption, translation, vocabulary
+from examples.data import batching, span_corruption, translation, vocabulary
 from examples.data.translation import Pair
 
 
@@ -145,20 +145,20 @@ def test_pairs_that_are_too_long_are_dropped_and_counted(words):
 
 def test_an_epoch_is_a_permutation_and_a_step_needs_only_its_number():
     arrays = {"source": np.arange(10), "target": -np.arange(10)}
-    batches = [translation.batch_at(arrays, 3, seed=7, step=n) for n in range(6)]
+    batches = [batching.batch_at(arrays, 3, seed=7, step=n) for n in range(6)]
     for epoch in (batches[:3], batches[3:]):
         rows = np.concatenate([batch["source"] for batch in epoch])
         assert len(set(rows)) == 9
     for batch in batches:
         np.testing.assert_array_equal(batch["source"], -batch["target"])
-    again = translation.batch_at(arrays, 3, seed=7, step=4)
+    again = batching.batch_at(arrays, 3, seed=7, step=4)
     np.testing.assert_array_equal(again["source"], batches[4]["source"])
     assert (batches[0]["source"] != batches[3]["source"]).any()
 
 
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="at least one batch of 11 rows, got 10"):
-        translation.rows_at(10, 11, seed=0, step=0)
+        batching.rows_at(10, 11, seed=0, step=0)
 
 
 # Vocabulary

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from examples.data.translation import Arrays, rows_at
+from examples.data.batching import Arrays, window_count, windows_at
 from examples.data.vocabulary import EOS, Vocabulary
 
 NOISE_DENSITY = 0.15
@@ -91,23 +91,14 @@ def batch_at(
     Windows start at another place in every epoch, and their masks are always fresh.
     """
     length = window_length(source_length)
-    count = _window_count(stream, length)
-    rows = rows_at(count, batch_size, seed, step)
-    epoch = step // (count // batch_size)
-    phase = np.random.default_rng((seed, epoch, 0)).integers(length)
-    positions_BxL = phase + rows[:, None] * length + np.arange(length)
+    windows_BxL = windows_at(stream, length, batch_size, seed, step)
     rng = np.random.default_rng((seed, step, 1))
     mask_BxL = noise_mask(rng, batch_size, length)
-    return corrupt(stream[positions_BxL], mask_BxL, vocabulary.sentinel(0))
+    return corrupt(windows_BxL, mask_BxL, vocabulary.sentinel(0))
 
 
 def batches_per_epoch(stream: np.ndarray, batch_size: int, source_length: int) -> int:
-    return _window_count(stream, window_length(source_length)) // batch_size
-
-
-def _window_count(stream: np.ndarray, length: int) -> int:
-    """One window less than fits: its room is what the start of an epoch varies in."""
-    return max(len(stream) // length - 1, 0)
+    return window_count(stream, window_length(source_length)) // batch_size
 
 
 def _segment_lengths(

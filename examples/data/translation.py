@@ -1,30 +1,25 @@
 """English-French pairs: where they come from, how they are split, and their tokens.
 
-    committed_split() / file_split(path, seed) / opus_books_split(seed)
-        -> Split(train, valid) of Pair
-        -> tokenise(pairs, vocabulary, max_length) -> Tokenised(arrays, dropped)
-        -> batch_at(arrays, batch_size, seed, step), a pure function of its arguments
-
-Everything is tokenised once and padded to one length, so that an epoch is a
-permutation of rows and any step of any run can be recomputed from its number.
+committed_split() / file_split(path, seed) / opus_books_split(seed)
+    -> Split(train, valid) of Pair
+    -> tokenise(pairs, vocabulary, max_length) -> Tokenised(arrays, dropped)
+    -> batching.batch_at(arrays, batch_size, seed, step)
 """
 
-import itertools
 import lzma
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from examples.data.vocabulary import Vocabulary
+from examples.data.batching import Arrays, padded
+from examples.data.vocabulary import PAD, Vocabulary
 
 PREFIX = "translate English to French: "
 HELD_OUT = ("wesnoth-tsg", "wesnoth-sota")
 _EN_FR = Path(__file__).parent / "en_fr"
 _OPUS_TRAIN, _OPUS_VALID = 10_240, 1_024
-
-Arrays = dict[str, np.ndarray]
 
 
 class Pair(NamedTuple):
@@ -126,36 +121,10 @@ def tokenise(
             f"{len(pairs)}: raise the maximal length."
         )
     arrays = {
-        name: _pad([pair[side] for pair in kept], max_length)
+        name: padded([pair[side] for pair in kept], max_length, PAD)
         for side, name in enumerate(("source", "target"))
     }
     return Tokenised(arrays, dropped=len(pairs) - len(kept))
-
-
-def rows_at(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """The rows of batch number `step`: epochs are permutations, remainders dropped."""
-    per_epoch = count // batch_size
-    if per_epoch == 0:
-        raise ValueError(
-            f"expected at least one batch of {batch_size} rows, got {count} rows: "
-            "lower the batch size or give more data."
-        )
-    epoch, index = divmod(step, per_epoch)
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    return order[index * batch_size : (index + 1) * batch_size]
-
-
-def batch_at(arrays: Arrays, batch_size: int, seed: int, step: int) -> Arrays:
-    """Batch number `step` of an endless stream, recomputed from the numbers alone."""
-    rows = rows_at(len(arrays["source"]), batch_size, seed, step)
-    return {name: array[rows] for name, array in arrays.items()}
-
-
-def batches(
-    arrays: Arrays, batch_size: int, seed: int, start: int = 0
-) -> Iterator[Arrays]:
-    """The endless stream of batches from step `start` on."""
-    return (batch_at(arrays, batch_size, seed, step) for step in itertools.count(start))
 
 
 def _read_xz(path: Path) -> list[str]:
@@ -181,10 +150,3 @@ def _random_split(pairs: list[Pair], seed: int, valid_fraction: float) -> Split:
     held_out = max(1, round(valid_fraction * len(pairs)))
     shuffled = [pairs[row] for row in order]
     return Split(train=shuffled[held_out:], valid=shuffled[:held_out])
-
-
-def _pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
-    padded = np.zeros((len(rows), length), np.int32)
-    for row, tokens in zip(padded, rows, strict=True):
-        row[: len(tokens)] = tokens
-    return padded

@@ -1,0 +1,168 @@
+"""Documents as tasks: masked tokens, or the next one, to be predicted by an encoder.
+
+Documents are cut to one length, not dropped, and their masks are drawn once: the loss
+of a row is the same function in every epoch, as the papers' is.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Protocol, Self
+
+import jax
+import numpy as np
+from flax import nnx
+
+from examples.data import masking, reviews, subwords
+from examples.data.batching import Arrays, batch_at, count, padded, whole
+from examples.models import checkpoint, encoder, huggingface_encoder, minilm
+from examples.models.t5 import Params
+from examples.training import Batch
+
+
+class LanguageSettings(Protocol):
+    """What `load_masked_lm` and `load_causal_lm` ask of settings."""
+
+    @property
+    def init(self) -> str:
+        """A folder, a name on the hub, or "minilm"."""
+        ...
+
+    @property
+    def documents(self) -> Path | None: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def measured_batches(self) -> int: ...
+    @property
+    def held_out(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageTask:
+    """An encoder in functional form, and the documents in tokens."""
+
+    config: encoder.EncoderConfig
+    graphdef: nnx.GraphDef
+    params: Params
+    words: subwords.Subwords
+    files: list[Path]
+    train: Arrays
+    held_out: Arrays
+    batch_size: int
+    seed: int
+
+    def batch_at(self, step: int) -> Arrays:
+        """The training batch of a step, the same for every optimizer."""
+        return batch_at(self.train, self.batch_size, self.seed, step)
+
+    def fixed_batch(self, rows: int) -> Arrays:
+        """Training documents that are drawn once, to measure on."""
+        return batch_at(self.train, rows, self.seed + 1, 0)
+
+    def held_out_batches(self) -> list[Arrays]:
+        """The held-out documents; rows of padding fill the last batch."""
+        padding = {"ids": self.words.pad, "positions": 0, "labels": encoder.IGNORED}
+        return whole(self.held_out, self.batch_size, padding)
+
+    def train_loss(self, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
+        """The loss with dropout, where the checkpoint has any."""
+        config = self.config
+        drops = config.hidden_dropout_prob or config.attention_probs_dropout_prob
+        loss = encoder.make_loss(self.graphdef, config)
+        return loss(params, batch, key if drops else None)
+
+    def eval_loss(self, params: Params, batch: Batch) -> jax.Array:
+        """The loss without dropout."""
+        return encoder.make_loss(self.graphdef, self.config)(params, batch)
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """The labels of a batch."""
+        return encoder.label_count(batch)
+
+    def counts(self) -> dict[str, int]:
+        """How many documents there are, and how many labels."""
+        return {
+            "train": count(self.train),
+            "held_out": count(self.held_out),
+            "labels": int((self.train["labels"] != encoder.IGNORED).sum()),
+        }
+
+    @property
+    def rows(self) -> int:
+        """How many documents there are to train on."""
+        return count(self.train)
+
+    def taking(self, rows: np.ndarray) -> Self:
+        """The same task with these of its training documents alone."""
+        train = {name: array[rows] for name, array in self.train.items()}
+        return dataclasses.replace(self, train=train)
+
+
+def load_masked_lm(settings: LanguageSettings) -> LanguageTask:
+    """An encoder that predicts masked tokens, and documents with fixed masks.
+
+    Raises:
+        ValueError, OSError, ImportError: something is missing or does not fit, said in
+            one sentence.
+    """
+    return _load(settings, causal=False)
+
+
+def load_causal_lm(settings: LanguageSettings) -> LanguageTask:
+    """A causal encoder that predicts the next token, and documents; raises as above."""
+    return _load(settings, causal=True)
+
+
+def _load(settings: LanguageSettings, *, causal: bool) -> LanguageTask:
+    mini = settings.init == minilm.NAME
+    folder = minilm.encoder_folder() if mini else checkpoint.local_folder(settings.init)
+    load = minilm.load if mini else huggingface_encoder.load
+    config, graphdef, params = load(folder)
+    if config.causal != causal:
+        kinds = {True: "a causal one", False: "one that looks both ways"}
+        raise ValueError(
+            f"{settings.init}: expected {kinds[causal]}, got {kinds[config.causal]}: "
+            f"{'the masked-LM' if config.causal else 'the causal-LM'} task is not its."
+        )
+    words = subwords.for_checkpoint(folder, config.vocab_size, config.pad_token_id)
+    L = settings.max_length
+    if not 3 <= L <= config.max_length:
+        raise ValueError(
+            f"--max-length must be from 3 to the {config.max_length} positions of "
+            f"{settings.init}; got {L}."
+        )
+    split = reviews.load(settings.documents, settings.seed)
+    valid = split.valid[: settings.held_out]
+    rows = settings.batch_size * settings.measured_batches
+    if rows > len(split.train):
+        raise ValueError(
+            f"expected at least --batch-size x --measured-batches = {rows} training "
+            f"documents, got {len(split.train)}: lower one of the two."
+        )
+    ids_BxL = padded(words.encode([*split.train, *valid], L), L, words.pad)
+    arrays = masking.causal_lm(ids_BxL, words.pad)
+    if not causal:
+        noise_BxLx3 = masking.fixed_noise(len(ids_BxL), L, settings.seed)
+        arrays = masking.masked_lm(ids_BxL, noise_BxLx3, words)
+    train, held_out = (
+        {name: array[rows] for name, array in arrays.items()}
+        for rows in np.split(np.arange(len(ids_BxL)), [len(split.train)])
+    )
+    data = settings.documents or reviews.imdb_file()
+    head = [minilm.HEAD / checkpoint.WEIGHTS] if mini else []
+    weights = [*checkpoint.weight_files(folder), *head]
+    return LanguageTask(
+        config,
+        graphdef,
+        params,
+        words,
+        [*weights, folder / "tokenizer.json", data],
+        train,
+        held_out,
+        settings.batch_size,
+        settings.seed,
+    )
