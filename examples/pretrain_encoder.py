@@ -29,7 +29,7 @@ class Settings:
 
     causal: bool = False  # predict the next token instead of masked ones
     documents: Path | None = None  # one per line, instead of the reviews
-    steps: int = 2000
+    steps: int = 1800
     batch_size: int = 16  # windows
     length: int = 64  # tokens of a window, cls and sep included
     learning_rate: float = 1e-3  # at the peak
