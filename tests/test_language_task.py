@@ -89,7 +89,7 @@ def test_both_tasks_answer_the_protocol(kind):
     fields = {field.name for field in dataclasses.fields(kind)}
     for name, asked in vars(task.Task).items():
         if isinstance(asked, property):
-            assert name in fields
+            assert name in fields or isinstance(getattr(kind, name), property)
         elif inspect.isfunction(asked) and not name.startswith("_"):
             answered = inspect.signature(getattr(kind, name)).parameters
             assert list(answered) == list(inspect.signature(asked).parameters)

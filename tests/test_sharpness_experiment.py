@@ -164,7 +164,9 @@ def test_a_gradient_in_parts_is_that_of_the_whole_batch(rng):
     key = jax.random.key(0)
     whole = jax.value_and_grad(loss)(params, batch, key)
     ours = training._in_parts(loss, parts)(params, batch, key)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, whole)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
+        # Roundings of the largest entry, as the parts of a small one cancel.
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * float(jnp.max(abs(b))))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,9 @@ def test_a_gradient_in_parts_is_that_of_the_whole_batch(rng):
         ({"fraction": 1.0}, r"--fraction must be in \[0, 1\); got 1.0"),
         ({"learning_rate": -1.0}, "--learning-rate must be positive; got -1.0"),
         ({"batch_size": 3}, "--batch-size must be a multiple of 2, .* got 3"),
-        ({"batch_size": 100_000}, "expected at least 200,000 training examples"),
+        ({"batch_size": 4_000}, "expected at least 8,000 training examples"),
+        ({"task": "masked_lm", "pairs": "x.tsv"}, "--pairs and --dataset are for tra"),
+        ({"documents": "x.txt"}, "--documents is for language models"),
         ({"init": "nowhere/at/all"}, "expected a folder with config.json"),
         ({"resume": True}, "holds no run to resume"),
     ],
