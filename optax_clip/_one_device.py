@@ -1,4 +1,6 @@
-"""The search on one device: a sample to begin with, two passes over the data mostly.
+"""The search on one device, or on each with its parts of the arrays.
+
+A sample to begin with, and two passes over the data, mostly:
 
 .. code-block:: text
 
@@ -195,7 +197,7 @@ def _pass(
     counts, candidates, fullest, members = [], [], [], []
     for stack, of_stack in zip(stacks, matrices, strict=True):
         summaries = _summaries(stack._replace(matrices=of_stack), probes, dtype)
-        # Not like those out of the barrier, whose types may say less.
+        # What leaves a barrier may be typed as split like all that entered it.
         like = stack.matrices[0]
         count, number, keys = (
             shards.once(like, words, none)

@@ -1,8 +1,8 @@
 """Arrays in parts, one on each device, and sums over the parts.
 
 Inside :func:`jax.shard_map` an array is a part: it is split over some of the mapped
-axes, and the same along the others. Where the types are checked (``check_vma=True``)
-they tell which. Elsewhere somebody must say.
+axes, and the same along the others. Its type says which, if types are checked
+(``check_vma=True``); otherwise the caller must.
 """
 
 from collections.abc import Hashable, Sequence
@@ -23,11 +23,11 @@ class Shards(NamedTuple):
 
     Attributes:
       axes: all of these axes.
-      untold: those of which the types say nothing: all arrays are split over them.
+      unchecked: those of which types say nothing: all arrays are split over them.
     """
 
     axes: tuple[Hashable, ...]
-    untold: tuple[Hashable, ...]
+    unchecked: tuple[Hashable, ...]
 
     @classmethod
     def of(cls, arrays: Sequence[jax.Array], axis_name: AxisName | None) -> "Shards":
@@ -35,17 +35,17 @@ class Shards(NamedTuple):
         if axis_name is None:
             axis_name = ()
         names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-        untold = tuple(name for name in names if not _is_told(name))
-        told = {axis for array in arrays for axis in _varying(array)}
+        unchecked = tuple(name for name in names if not _is_checked(name))
+        checked = {axis for array in arrays for axis in _varying(array)}
         # Sorted, because all processes must build the same program.
-        return cls((*sorted(told, key=str), *untold), untold)
+        return cls((*sorted(checked, key=str), *unchecked), unchecked)
 
     def number(self, array: jax.Array) -> int:
         """How many parts an array has."""
         return lax.axis_size(self._of(array))
 
     def once(self, array: jax.Array, value: jax.Array, otherwise: int) -> jax.Array:
-        """A value that is about an array, on one of the devices that have the same."""
+        """A value of a part of an array, on only one of the devices that hold it."""
         own = self._of(array)
         others = tuple(axis for axis in self.axes if axis not in own)
         if not others:
@@ -76,19 +76,19 @@ class Shards(NamedTuple):
 
     def _of(self, array: jax.Array) -> tuple[Hashable, ...]:
         varying = _varying(array)
-        return tuple(a for a in self.axes if a in varying or a in self.untold)
+        return tuple(a for a in self.axes if a in varying or a in self.unchecked)
 
 
 def _varying(array: jax.Array) -> frozenset[Hashable]:
     return jax.typeof(array).manual_axis_type.varying
 
 
-def _is_told(name: Hashable) -> bool:
+def _is_checked(name: Hashable) -> bool:
     """Whether types say what is split over this axis: its own index is."""
     try:
         return name in _varying(lax.axis_index(name))
     except NameError:
         raise ValueError(
-            f"clipping: expected the name of an axis of the jax.shard_map or jax.pmap "
+            "clipping: expected the name of an axis of the jax.shard_map or jax.pmap "
             f"around the update as axis_name; got {name!r}, which is not bound there."
         ) from None

@@ -10,10 +10,11 @@ the largest key ``t`` with
   #{i : key_i >= t}  >=  m + 1
 
 which a search (``_search``) brackets by counting at a few keys per pass over the data.
-Counting is a sum, so sharded arrays stay where they are, and a pass needs nothing but
-the all-reduce of a few integers. On one device (``_one_device``) a sample says where to
-begin, and the last pass brings home the few keys that are left: two passes in all,
-mostly.
+A sample says where to begin, and the last pass brings home the few keys that are left:
+two passes in all, mostly (``_one_device``). Counting is a sum, so sharded arrays stay
+where they are: every device counts its parts, and a pass needs nothing but the
+all-reduce of a few integers (``_shards``). Where only the compiler knows what is a
+part, it places the sums, and there is no sample.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
@@ -140,43 +141,45 @@ def largest(
 def _on_every_device(
     find: Callable[..., Any], arrays: Sequence[jax.Array]
 ) -> Callable[..., Any]:
-    """`find`, given arrays and numbers, on the parts of arrays whose types have them.
+    """`find`, of arrays and then numbers, where types tell the parts: in the parts.
 
-    Those on a mesh whose axes are all explicit have.
+    They do on a mesh whose axes are all explicit.
     """
-    if _axis_types(arrays) != {AxisType.Explicit}:
+    meshes = _meshes(arrays)
+    if _axis_types(meshes) != {AxisType.Explicit}:
         return find
 
-    def on_mesh(arrays, *numbers):
-        meshes = {jax.typeof(array).sharding.mesh for array in arrays}
-        mesh = next(mesh for mesh in meshes if not mesh.empty)
+    def find_in_parts(arrays, *numbers):
         specs = [jax.typeof(array).sharding.spec for array in arrays]
         in_specs = specs, *[P()] * len(numbers)
-        mapped = jax.shard_map(find, mesh=mesh, in_specs=in_specs, out_specs=P())
+        mapped = jax.shard_map(find, mesh=meshes[0], in_specs=in_specs, out_specs=P())
         return jax.jit(mapped)(arrays, *numbers)
 
-    return on_mesh
+    return find_in_parts
 
 
 def _are_whole(arrays: Sequence[jax.Array]) -> bool:
     """Whether no array can have several devices under it, or a type that says so."""
-    types = _axis_types(arrays)
-    return types == {AxisType.Manual} or (
-        AxisType.Explicit not in types and jax.device_count() == 1
-    )
+    types = _axis_types(_meshes(arrays))
+    one_device = AxisType.Explicit not in types and jax.device_count() == 1
+    return one_device or types == {AxisType.Manual}
 
 
-def _axis_types(arrays: Sequence[jax.Array]) -> set[AxisType]:
-    """Of the one mesh that the arrays are on, or none."""
-    meshes = {jax.typeof(array).sharding.mesh for array in arrays}
-    meshes = {mesh for mesh in meshes if not mesh.empty}
-    shapes = {str(dict(mesh.shape)) for mesh in meshes}
+def _axis_types(meshes: Sequence[AbstractMesh]) -> set[AxisType]:
+    return {axis_type for mesh in meshes for axis_type in mesh.axis_types}
+
+
+def _meshes(arrays: Sequence[jax.Array]) -> list[AbstractMesh]:
+    """The mesh of each array that is on one: the same for all."""
+    meshes = [jax.typeof(array).sharding.mesh for array in arrays]
+    meshes = [mesh for mesh in meshes if not mesh.empty]
+    shapes = {str(dict(mesh.shape)): None for mesh in meshes}
     if len(shapes) > 1:
         raise ValueError(
             "clipping: expected all leaves on one mesh; got leaves on meshes of "
-            f"{' and '.join(sorted(shapes))} devices. Move them with jax.device_put."
+            f"{' and '.join(shapes)} devices. Move them with jax.device_put."
         )
-    return {axis_type for mesh in meshes for axis_type in mesh.axis_types}
+    return meshes
 
 
 def _group_counts(
