@@ -21,6 +21,7 @@ from optax_clip._keys import (
     magnitude_key,
     with_sign_of,
 )
+from optax_clip._shards import AxisName
 
 Scope = Literal["global", "leaf"]
 """One threshold for all leaves together, or one for each."""
@@ -77,6 +78,7 @@ def clip_top_k_coordinates(
     scope: Scope = "global",
     refresh_every: int = 1,
     tolerance: ArrayLike = 0.0,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip the coordinates of largest magnitude to the largest of the others.
 
@@ -97,6 +99,10 @@ def clip_top_k_coordinates(
     that the wrapper hands over; for one threshold over everything, chain this
     transformation outside of them.
 
+    Inside :func:`jax.shard_map` a leaf is a part of the whole one along the axes over
+    which it varies, and one and the same along the others, as its type says: thresholds
+    are those of the whole leaves, and equal on all devices.
+
     Args:
       fraction: share of the coordinates to clip, in ``[0, 1)``: a number, a scalar
         array (clamped to the range), or a schedule of the number of updates.
@@ -110,6 +116,9 @@ def clip_top_k_coordinates(
         clips at most ``fraction`` of the coordinates and at most ``tolerance`` fewer
         (ties aside), so that the search can stop earlier: often after one pass over
         the gradient.
+      axis_name: where types do not say it, inside ``jax.shard_map(check_vma=False)``
+        and :func:`jax.pmap`: the mapped axis, or a tuple of them, over which all
+        leaves are split. None clips every part by itself there.
 
     Returns:
       A transformation with a :class:`ClipTopKState`; see also :func:`clip_metrics`.
@@ -119,7 +128,8 @@ def clip_top_k_coordinates(
 
     Raises:
       ValueError: for a fraction or a tolerance outside ``[0, 1)``, an unknown scope, or
-        ``refresh_every < 1``.
+        ``refresh_every < 1``; at update, for leaves on different meshes, or an
+        ``axis_name`` that is not bound.
       TypeError: at init or update, for a leaf that is not floating-point or complex.
 
     Examples:
@@ -158,12 +168,12 @@ def clip_top_k_coordinates(
         del params, extra_args
         check_leaves(updates)
         if always:
-            state = measure(updates, state, fraction, scope, tolerance)
+            state = measure(updates, state, fraction, scope, tolerance, axis_name)
             return clip_by(state, fraction, updates), state
         due = state.count % refresh_every == 0
         state = jax.lax.cond(
             due,
-            lambda: measure(updates, state, fraction, scope, tolerance),
+            lambda: measure(updates, state, fraction, scope, tolerance, axis_name),
             lambda: advance(state),
         )
         # That of a gradient of zeros says nothing about the next one.
@@ -180,6 +190,7 @@ def clip_numerator(
     *,
     scope: Scope = "global",
     tolerance: ArrayLike = 0.0,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip the gradient in the numerator of a transformation that divides it.
 
@@ -202,12 +213,14 @@ def clip_numerator(
       fraction: as in :func:`clip_top_k_coordinates`.
       scope: as in :func:`clip_top_k_coordinates`.
       tolerance: as in :func:`clip_top_k_coordinates`.
+      axis_name: as in :func:`clip_top_k_coordinates`.
 
     Returns:
       A transformation with a :class:`ClipNumeratorState`.
 
     Raises:
-      ValueError: for a fraction or a tolerance outside ``[0, 1)``, or an unknown scope.
+      ValueError: for a fraction or a tolerance outside ``[0, 1)``, or an unknown scope;
+        at update, as :func:`clip_top_k_coordinates`.
       TypeError: at init or update, for a leaf that is not floating-point or complex.
 
     Examples:
@@ -236,7 +249,9 @@ def clip_numerator(
 
     def update_fn(updates, state, params=None, **extra_args):
         check_leaves(updates)
-        clip_state = measure(updates, state.clip_state, fraction, scope, tolerance)
+        clip_state = measure(
+            updates, state.clip_state, fraction, scope, tolerance, axis_name
+        )
         scaled, inner_state = inner.update(
             updates, state.inner_state, params, **extra_args
         )
@@ -373,6 +388,7 @@ def measure(
     fraction: optax.ScalarOrSchedule,
     scope: Scope,
     tolerance: ArrayLike = 0.0,
+    axis_name: AxisName | None = None,
 ) -> ClipTopKState:
     """The next state, with the thresholds of these updates."""
     leaves = [_modulus(leaf) for leaf in jax.tree.leaves(updates)]
@@ -394,9 +410,11 @@ def measure(
         return state
     groups = range(len(leaves)) if scope == "leaf" else [0] * len(leaves)
     if is_zero(fraction):
-        value, share = _threshold.largest(leaves, groups)
+        value, share = _threshold.largest(leaves, groups, axis_name)
     else:
-        value, share = _threshold.threshold(leaves, groups, fraction, tolerance)
+        value, share = _threshold.threshold(
+            leaves, groups, fraction, tolerance, axis_name
+        )
     return state._replace(
         threshold=convert(value, state.threshold.dtype).reshape(state.threshold.shape),
         clipped_fraction=share.reshape(state.clipped_fraction.shape),

@@ -1,4 +1,6 @@
-"""The search on one device: a sample to begin with, two passes over the data mostly.
+"""The search on one device, or on each with its parts of the arrays.
+
+A sample to begin with, and two passes over the data, mostly:
 
 .. code-block:: text
 
@@ -17,7 +19,7 @@ of a pass: they go through a loop that first copies one into the cache.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ from optax_clip import _search
 from optax_clip._keys import infinity_key, key_dtype, magnitude_key
 from optax_clip._ranks import Count
 from optax_clip._search import Bracket
+from optax_clip._shards import Shards
 
 ROW = 512
 """How many keys make a row. Below 2^15, so that two counts fit into a word."""
@@ -56,23 +59,24 @@ def search(
     bracket: Bracket,
     dtype: jnp.dtype,
     unfinished: Callable[[Bracket], jax.Array],
+    shards: Shards,
 ) -> Bracket:
     """The last bracket of every group: see `_search.search`."""
     strides = _strides(sizes)
     if max(strides) == 1:  # a small tree is its own sample
-        sample, _ = _sample([_Stack([*arrays], [*groups])], strides, dtype)
+        sample, _ = _sample([_Stack([*arrays], [*groups])], strides, dtype, shards)
         return _search.search(
-            lambda probes: Count.of(_reached(sample, probes)),
+            lambda probes: shards.total(Count.of(_reached(sample, probes))),
             skipped,
             bracket,
             unfinished,
         )
     stacks = _stacks(arrays, groups, dtype)
-    capacity = _capacity(stacks, len(sizes))
+    capacity = _capacity(stacks, len(sizes), shards)
 
     def advance(state):
         bracket, probes, turn = state
-        counts, candidates, complete = _pass(stacks, probes, dtype)
+        counts, candidates, complete = _pass(stacks, probes, dtype, shards)
         bracket = bracket.narrowed(probes, counts, skipped)
         reached = counts.exceeds(skipped.map(lambda word: word[:, None]))
         between = Bracket(
@@ -82,12 +86,12 @@ def search(
         found = reached[:, 1] & ~reached[:, 2] & complete & unfinished(bracket)
         bracket = lax.cond(
             jnp.any(found),
-            lambda: _finish(candidates, between, found, skipped, bracket),
+            lambda: _finish(candidates, between, found, skipped, bracket, shards),
             lambda: bracket,
         )
         return bracket, _guess(bracket, skipped, capacity, turn), turn + 1
 
-    probes = _sampled_guess(stacks, sizes, skipped, dtype)
+    probes = _sampled_guess(stacks, sizes, skipped, dtype, shards)
     state = bracket, probes, jnp.int32(0)
     return lax.while_loop(lambda s: jnp.any(unfinished(s[0])), advance, state)[0]
 
@@ -119,7 +123,7 @@ def _guess(
 
 
 class _Stack(NamedTuple):
-    """Matrices of one shape and type, and the group of each.
+    """Matrices of one type, and the group of each.
 
     Those of integers hold keys, -1 where there is none.
     """
@@ -138,35 +142,39 @@ def _stacks(
 ) -> list[_Stack]:
     """Large arrays as they are, the rest of each group joined and filled up."""
     matrices = []
-    loose: dict[int, list[jax.Array]] = {group: [] for group in groups}
-    for array, group in zip(arrays, groups, strict=True):
+    # What is split differently is not joined: types have more than shape and dtype.
+    splits = [jax.typeof(array).manual_axis_type for array in arrays]
+    loose: dict[tuple, list[jax.Array]] = {}
+    for array, group, split in zip(arrays, groups, splits, strict=True):
+        parts = loose.setdefault((group, split), [])
         flat = array.reshape(-1)
         whole = flat.size // ROW * ROW if flat.size >= SMALL else 0
         if whole:
             matrices.append((flat[:whole].reshape(-1, ROW), group))
         if whole < flat.size:
-            loose[group].append(magnitude_key(flat[whole:], dtype))
-    for group, parts in loose.items():
+            parts.append(magnitude_key(flat[whole:], dtype))
+    for (group, _), parts in loose.items():
         if parts:
             keys = jnp.concatenate(parts)
             keys = jnp.pad(keys, (0, -keys.size % ROW), constant_values=-1)
             matrices.append((keys.reshape(-1, ROW), group))
-    stacks: dict[tuple, _Stack] = {}
+    stacks: dict[Any, _Stack] = {}
     for matrix, group in sorted(matrices, key=lambda entry: -entry[0].size):
-        stack = stacks.setdefault((matrix.shape, matrix.dtype), _Stack([], []))
+        stack = stacks.setdefault(jax.typeof(matrix), _Stack([], []))
         stack.matrices.append(matrix)
         stack.groups.append(group)
     return list(stacks.values())
 
 
-def _capacity(stacks: Sequence[_Stack], groups: int) -> jax.Array:
+def _capacity(stacks: Sequence[_Stack], groups: int, shards: Shards) -> jax.Array:
     """How many keys of each group the summaries of its rows hold, mostly.
 
     Of ``m`` keys in ``r`` rows at random, ``m^4 / 24 r^3`` rows have more than three.
     """
     rows = np.zeros(groups)
     for stack in stacks:
-        np.add.at(rows, stack.groups, len(stack.matrices[0]))
+        matrix = stack.matrices[0]
+        np.add.at(rows, stack.groups, len(matrix) * shards.number(matrix))
     return jnp.asarray(np.maximum(0.7 * rows**0.75, CANDIDATES), jnp.float32)
 
 
@@ -176,7 +184,7 @@ _Candidates = list[tuple[jax.Array, list[int]]]
 
 
 def _pass(
-    stacks: Sequence[_Stack], probes: jax.Array, dtype: jnp.dtype
+    stacks: Sequence[_Stack], probes: jax.Array, dtype: jnp.dtype, shards: Shards
 ) -> tuple[Count, _Candidates, jax.Array]:
     """Counts at the probes, the keys between the middle two, and whether all of them.
 
@@ -188,8 +196,13 @@ def _pass(
     matrices, probes = lax.optimization_barrier(([s.matrices for s in stacks], probes))
     counts, candidates, fullest, members = [], [], [], []
     for stack, of_stack in zip(stacks, matrices, strict=True):
-        stack = stack._replace(matrices=of_stack)
-        count, number, keys = _summaries(stack, probes, dtype)
+        summaries = _summaries(stack._replace(matrices=of_stack), probes, dtype)
+        # What leaves a barrier may be typed as split like all that entered it.
+        like = stack.matrices[0]
+        count, number, keys = (
+            shards.once(like, words, none)
+            for words, none in zip(summaries, (0, 0, -1), strict=True)
+        )
         counts.append(count)
         fullest.append(jnp.max(number, axis=1))
         candidates.append((keys, stack.groups))
@@ -197,7 +210,8 @@ def _pass(
     total = Count.of(jnp.concatenate(counts)).total(members, len(probes))
     most = jnp.zeros(len(probes), jnp.int32)
     most = most.at[jnp.asarray(members)].max(jnp.concatenate(fullest))
-    return total, candidates, most <= CANDIDATES
+    total, complete = shards.total_and_all(total, most <= CANDIDATES)
+    return total, candidates, complete
 
 
 def _summaries(
@@ -258,6 +272,7 @@ def _finish(
     found: jax.Array,
     skipped: Count,
     bracket: Bracket,
+    shards: Shards,
 ) -> Bracket:
     """The last bracket of the groups that were found, from the keys in between."""
     inside = Bracket(
@@ -270,7 +285,8 @@ def _finish(
     def count(probes):
         counts = [_reached(keys, probes[jnp.asarray(g)]) for keys, g in candidates]
         members = [group for _, groups in candidates for group in groups]
-        return Count.of(jnp.concatenate(counts)).total(members, len(probes))
+        total = Count.of(jnp.concatenate(counts)).total(members, len(probes))
+        return shards.total(total)
 
     # The keys that reach `high` are not among the candidates.
     last = _search.search(count, skipped.minus(between.reach_high), inside)
@@ -305,7 +321,11 @@ def _add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...
 
 
 def _sampled_guess(
-    stacks: Sequence[_Stack], sizes: Sequence[int], skipped: Count, dtype: jnp.dtype
+    stacks: Sequence[_Stack],
+    sizes: Sequence[int],
+    skipped: Count,
+    dtype: jnp.dtype,
+    shards: Shards,
 ) -> jax.Array:
     """Four probes from a strided sample: one deviation around the answer, and five.
 
@@ -314,7 +334,8 @@ def _sampled_guess(
     none: the middle two probes are then the answer and the next key.
     """
     strides = _strides(sizes)
-    sample, n = _sample(stacks, strides, dtype)
+    sample, n = _sample(stacks, strides, dtype, shards)
+    n = shards.sum(n)
     p = (skipped.as_float() + 0.5) / jnp.maximum(jnp.asarray(sizes, jnp.float32), 1)
     whole = jnp.asarray(strides) == 1
     deviation = jnp.where(whole, 0, jnp.sqrt(n * p * (1 - p)) + 0.5)
@@ -322,7 +343,7 @@ def _sampled_guess(
     n, deviation = (jnp.concatenate([x, x]) for x in (n, deviation))
     twice = jnp.concatenate([sample, sample])
     ends = _search.search(
-        lambda probes: Count.of(_reached(twice, probes)),
+        lambda probes: shards.total(Count.of(_reached(twice, probes))),
         Count.of(jnp.clip(ranks, 0, jnp.maximum(n - 1, 0))),
         Bracket.around_all(Count.of(n), dtype),
         lambda bracket: bracket.open() & (bracket.inside() > deviation / 4),
@@ -346,7 +367,10 @@ def _strides(sizes: Sequence[int]) -> list[int]:
 
 
 def _sample(
-    stacks: Sequence[_Stack], strides: Sequence[int], dtype: jnp.dtype
+    stacks: Sequence[_Stack],
+    strides: Sequence[int],
+    dtype: jnp.dtype,
+    shards: Shards,
 ) -> tuple[jax.Array, jax.Array]:
     """Evenly spread keys, a row a group, and their number in each row.
 
@@ -356,7 +380,7 @@ def _sample(
     for stack in stacks:
         for matrix, group in zip(stack.matrices, stack.groups, strict=True):
             flat = matrix.reshape(-1)[:: strides[group]]
-            rows[group].append(_keys(flat, dtype))
+            rows[group].append(shards.once(matrix, _keys(flat, dtype), -1))
     joined = [jnp.concatenate(row) for row in rows]
     width = max(row.size for row in joined)
     filled = [jnp.pad(row, (0, width - row.size), constant_values=-1) for row in joined]

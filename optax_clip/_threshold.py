@@ -10,19 +10,21 @@ the largest key ``t`` with
   #{i : key_i >= t}  >=  m + 1
 
 which a search (``_search``) brackets by counting at a few keys per pass over the data.
-Counting is a sum, so sharded arrays stay where they are, and a pass needs nothing but
-the all-reduce of a few integers. On one device (``_one_device``) a sample says where to
-begin, and the last pass brings home the few keys that are left: two passes in all,
-mostly.
+A sample says where to begin, and the last pass brings home the few keys that are left:
+two passes in all, mostly (``_one_device``). Counting is a sum, so sharded arrays stay
+where they are: every device counts its parts, and a pass needs nothing but the
+all-reduce of a few integers (``_shards``). Where only the compiler knows what is a
+part, it places the sums, and there is no sample.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from optax_clip import _one_device
@@ -35,6 +37,7 @@ from optax_clip._keys import (
 )
 from optax_clip._ranks import Count, rank, stack
 from optax_clip._search import Bracket, search
+from optax_clip._shards import AxisName, Shards
 
 
 class Threshold(NamedTuple):
@@ -54,6 +57,7 @@ def threshold(
     groups: Sequence[int],
     fraction: jax.Array | float,
     tolerance: ArrayLike = 0.0,
+    axis_name: AxisName | None = None,
 ) -> Threshold:
     """The ``(floor(fraction * size) + 1)``-th largest magnitude of every group.
 
@@ -65,6 +69,7 @@ def threshold(
       tolerance: a share of the coordinates. Any magnitude will do that at most
         ``floor(fraction * size)`` exceed, and at most ``tolerance * size`` fewer; the
         search stops at the first that it has counted. 0 for the order statistic.
+      axis_name: mapped axes that the arrays are split over, where types do not say.
 
     Returns:
       A :class:`Threshold`. NaN counts as infinitely large and is never a threshold. A
@@ -72,30 +77,35 @@ def threshold(
     """
     dtype = common_dtype(arrays)
     arrays = [lax.stop_gradient(array) for array in arrays]
+    shards = Shards.of(arrays, axis_name)
     sizes = [0] * (max(groups) + 1)
     for array, group in zip(arrays, groups, strict=True):
-        sizes[group] += array.size
+        sizes[group] += array.size * shards.number(array)
     if not any(sizes):
         return Threshold(jnp.zeros(len(sizes), dtype), jnp.zeros(len(sizes)))
     skipped = stack([rank(fraction, size) for size in sizes])
-    bracket = Bracket.around_all(stack([*map(Count.exactly, sizes)]), dtype)
-    slack = tolerance * jnp.asarray(sizes, jnp.float32)
 
-    def unfinished(bracket):
-        missing = skipped.minus(bracket.reach_high).as_float()
-        return bracket.open() & ((tolerance == 0) | (missing > slack))
+    def find(arrays, skipped, tolerance):
+        bracket = Bracket.around_all(stack([*map(Count.exactly, sizes)]), dtype)
+        slack = tolerance * jnp.asarray(sizes, jnp.float32)
 
-    if _may_be_sharded(arrays):
-        last = search(
-            lambda probes: _group_counts(arrays, groups, probes, dtype),
+        def unfinished(bracket):
+            missing = skipped.minus(bracket.reach_high).as_float()
+            return bracket.open() & ((tolerance == 0) | (missing > slack))
+
+        shards = Shards.of(arrays, axis_name)
+        if _are_whole(arrays):
+            return _one_device.search(
+                arrays, groups, sizes, skipped, bracket, dtype, unfinished, shards
+            )
+        return search(
+            lambda probes: _group_counts(arrays, groups, probes, dtype, shards),
             skipped,
             bracket,
             unfinished,
         )
-    else:
-        last = _one_device.search(
-            arrays, groups, sizes, skipped, bracket, dtype, unfinished
-        )
+
+    last = _on_every_device(find, arrays)(arrays, skipped, tolerance)
     above = last.reach_high.as_float()
     share = above / jnp.asarray([max(size, 1) for size in sizes], jnp.float32)
     # What exceeds this key is what reaches `high`. In a closed bracket it is `low`,
@@ -104,23 +114,72 @@ def threshold(
     return Threshold(lax.bitcast_convert_type(key, dtype), share)
 
 
-def largest(arrays: Sequence[jax.Array], groups: Sequence[int]) -> Threshold:
+def largest(
+    arrays: Sequence[jax.Array],
+    groups: Sequence[int],
+    axis_name: AxisName | None = None,
+) -> Threshold:
     """The threshold for a fraction of 0, at the price of one reduction."""
     dtype = common_dtype(arrays)
-    top = jnp.zeros(max(groups) + 1, key_dtype(dtype))
-    for array, group in zip(arrays, groups, strict=True):
-        key = magnitude_key(lax.stop_gradient(array), dtype)
-        key = jnp.minimum(jnp.max(key, initial=0), infinity_key(dtype))
-        top = top.at[group].max(key)
+
+    def find(arrays):
+        top = jnp.zeros(max(groups) + 1, key_dtype(dtype))
+        for array, group in zip(arrays, groups, strict=True):
+            key = magnitude_key(lax.stop_gradient(array), dtype)
+            key = jnp.minimum(jnp.max(key, initial=0), infinity_key(dtype))
+            top = top.at[group].max(key)
+        return Shards.of(arrays, axis_name).largest(top)
+
+    top = _on_every_device(find, arrays)(arrays)
     value = lax.bitcast_convert_type(top.astype(unsigned(dtype)), dtype)
     return Threshold(value, jnp.zeros(top.shape, jnp.float32))
 
 
-def _may_be_sharded(arrays: Sequence[jax.Array]) -> bool:
-    """Whether an array can have several devices under it, or a type that says so."""
+# Where the arrays are.
+
+
+def _on_every_device(
+    find: Callable[..., Any], arrays: Sequence[jax.Array]
+) -> Callable[..., Any]:
+    """`find`, of arrays and then numbers, where types tell the parts: in the parts.
+
+    They do on a mesh whose axes are all explicit.
+    """
+    meshes = _meshes(arrays)
+    if _axis_types(meshes) != {AxisType.Explicit}:
+        return find
+
+    def find_in_parts(arrays, *numbers):
+        specs = [jax.typeof(array).sharding.spec for array in arrays]
+        in_specs = specs, *[P()] * len(numbers)
+        mapped = jax.shard_map(find, mesh=meshes[0], in_specs=in_specs, out_specs=P())
+        return jax.jit(mapped)(arrays, *numbers)
+
+    return find_in_parts
+
+
+def _are_whole(arrays: Sequence[jax.Array]) -> bool:
+    """Whether no array can have several devices under it, or a type that says so."""
+    types = _axis_types(_meshes(arrays))
+    one_device = AxisType.Explicit not in types and jax.device_count() == 1
+    return one_device or types == {AxisType.Manual}
+
+
+def _axis_types(meshes: Sequence[AbstractMesh]) -> set[AxisType]:
+    return {axis_type for mesh in meshes for axis_type in mesh.axis_types}
+
+
+def _meshes(arrays: Sequence[jax.Array]) -> list[AbstractMesh]:
+    """The mesh of each array that is on one: the same for all."""
     meshes = [jax.typeof(array).sharding.mesh for array in arrays]
-    explicit = any(AxisType.Explicit in mesh.axis_types for mesh in meshes)
-    return explicit or jax.device_count() > 1
+    meshes = [mesh for mesh in meshes if not mesh.empty]
+    shapes = {str(dict(mesh.shape)): None for mesh in meshes}
+    if len(shapes) > 1:
+        raise ValueError(
+            "clipping: expected all leaves on one mesh; got leaves on meshes of "
+            f"{' and '.join(shapes)} devices. Move them with jax.device_put."
+        )
+    return meshes
 
 
 def _group_counts(
@@ -128,15 +187,16 @@ def _group_counts(
     groups: Sequence[int],
     probes: jax.Array,
     dtype: jnp.dtype,
+    shards: Shards,
 ) -> Count:
     """How many magnitudes of each group reach each of its probes."""
     # Or XLA would compute the keys before the loop, and store them.
-    arrays, probes = lax.optimization_barrier((arrays, probes))
+    held, probes = lax.optimization_barrier((arrays, probes))
     counts = [
-        _count(magnitude_key(array, dtype), probes[group])
-        for array, group in zip(arrays, groups, strict=True)
+        shards.once(like, _count(magnitude_key(array, dtype), probes[group]), 0)
+        for like, array, group in zip(arrays, held, groups, strict=True)
     ]
-    return Count.of(jnp.stack(counts)).total(groups, len(probes))
+    return shards.total(Count.of(jnp.stack(counts)).total(groups, len(probes)))
 
 
 def _count(keys: jax.Array, probes: jax.Array) -> jax.Array:
