@@ -333,9 +333,43 @@ def measurer(
     return measure
 
 
+class Prediction(NamedTuple):
+    """What a run will take."""
+
+    state_bytes: int  # parameters, and the states and updates of all optimizers
+    flops: float  # of the matrix products
+
+
+def predict(settings: Settings, task: AnyTask) -> Prediction:
+    """From shapes alone: memory exactly, products by the usual rule.
+
+    A token takes 6 operations for each parameter in a gradient (forward 2, backward 4),
+    twice as many in the sharpness of a direction, and 2 in a point of a landscape. The
+    activations of a part, and attention's products, come on top.
+    """
+    sizes, at = settings.sizes(), moments(settings)
+    optimizer = with_pseudo_updates(
+        settings.trajectory, settings.rate(), settings.fractions()
+    )
+    shapes = jax.eval_shape(lambda p: (p, optimizer.init(p)), task.params)
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.params))
+    row = sum(x.size for x in jax.tree.leaves(task.fixed_batch(1)))
+    directions = len(settings.fractions())
+    scanned = directions * 17 * sum(moment.pictured for moment in at.values())
+    rows = (
+        6 * max(at) * sizes.batch_size
+        + 6 * sizes.adapting_steps * min(_ADAPTING_BATCH, sizes.batch_size)
+        + 12 * len(at) * directions * sizes.test_size
+        + 2 * scanned * sizes.test_size
+        + 12 * sizes.coordinates * sizes.test_size
+    )
+    return Prediction(state, float(rows * row * parameters))
+
+
 def describe(settings: Settings, task: AnyTask) -> str:
     """What is about to happen, for people."""
-    sizes = settings.sizes()
+    sizes, needs = settings.sizes(), predict(settings, task)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(task.params))
     return (
         f"{settings.options().init}: {parameters:,} parameters; after "
@@ -344,7 +378,8 @@ def describe(settings: Settings, task: AnyTask) -> str:
         f"batches of {sizes.batch_size}; sharpness of {len(settings.fractions())} "
         f"directions at {sizes.measured_batches} batches of epochs "
         f"{', '.join(map(str, sizes.measured_epochs))}, on {sizes.test_size} fixed "
-        f"examples. Results go to {settings.folder()}."
+        f"examples. That takes {needs.state_bytes / 1e9:.1f} GB besides activations, "
+        f"and about {needs.flops / 1e12:.2g} TFLOP. Results go to {settings.folder()}."
     )
 
 

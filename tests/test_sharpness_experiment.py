@@ -12,6 +12,7 @@ import pytest
 
 from examples import paper, plots, run_folder, sharpness, sharpness_report, training
 from examples.optimizers import LONG_VERSION, PAPER
+from optax_clip import diagnostics
 
 FILES = {
     "settings.json",
@@ -115,7 +116,49 @@ def test_a_diverged_run_is_recorded_and_keeps_what_it_measured(finished, tmp_pat
     assert list(json.loads((run / "summary.json").read_text())["epochs"]) == ["1"]
 
 
-@pytest.mark.parametrize("task", ["translation"])
+def test_memory_and_time_are_predicted_from_shapes(micro_t5):
+    settings = sharpness.Settings(preset="tiny", init=str(micro_t5))
+    task = sharpness.load(settings)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.params))
+    found = sharpness.predict(settings, task)
+    # The parameters, 12 updates, 13 moments (Adam's in pairs), SGD's own, and the rows
+    # and columns of both Adafactors and a few numbers, which are small.
+    assert 27 * 4 * parameters < found.state_bytes < 28 * 4 * parameters
+    gradients = 4 * 4 + 4 * 1  # rows: 4 updates, and one of Adam
+    directions = 12 * 4 * 2  # rows: at two moments
+    scans, products = directions * 17, 8 * 4
+    rows = 6 * gradients + 12 * directions + 2 * scans + 12 * products
+    assert found.flops == rows * 40 * parameters
+
+
+def test_the_papers_own_sizes_are_those_of_a_program(micro_t5):
+    """A step, its gradient in parts, and a measurement, in shapes alone."""
+    settings = sharpness.Settings(preset="paper", init=str(micro_t5))
+    sizes = settings.sizes()
+    task = sharpness.load(dataclasses.replace(settings, preset="tiny"))
+    optimizer = sharpness.with_pseudo_updates("sgd", 1e-3, settings.fractions())
+    shape = jax.ShapeDtypeStruct((sizes.batch_size, sizes.max_length), jnp.int32)
+    batch = {"source": shape, "target": shape}
+    state = jax.eval_shape(
+        lambda p: training.TrainState(p, optimizer.init(p)), task.params
+    )
+    parts = training.Parts(sizes.batch_size // sizes.part, task.weight)
+    step = training.train_step(task.train_loss, optimizer, parts=parts)
+    after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert metrics["loss"].shape == ()
+    derived = jax.eval_shape(
+        lambda p, u, b: diagnostics.directional_derivatives(
+            task.eval_loss, p, u, b, microbatches=64, weight=task.weight
+        ),
+        state.params,
+        after.opt_state["pseudo"].updates,
+        batch,
+    )
+    assert set(derived) == {*PAPER, *LONG_VERSION}
+
+
+@pytest.mark.parametrize("task", ["translation", "masked_lm"])
 @pytest.mark.parametrize("trajectory", ["sgd", "adam"])
 def test_five_batches_of_each_epoch_are_measured_the_pictured_one_among_them(
     task, trajectory
