@@ -74,7 +74,8 @@ PRESETS = {
         part=16,
         max_length=40,
         coordinates=64,
-        # The paper's t5-small had learnt translation before; ours has to be taught.
+        # The paper's t5-small had learnt translation before; ours has to be taught. The
+        # encoders' pretraining was their task.
         adapting_steps=400,
         rates=_SWEPT,
     ),
@@ -142,7 +143,10 @@ class Settings:
 
     def sizes(self) -> Preset:
         sizes = PRESETS[self.preset]
-        return sizes._replace(batch_size=self.batch_size or sizes.batch_size)
+        return sizes._replace(
+            batch_size=self.batch_size or sizes.batch_size,
+            adapting_steps=sizes.adapting_steps if self.task == "translation" else 0,
+        )
 
     def rate(self) -> float:
         return self.learning_rate or self.sizes().rates[self.trajectory]

@@ -15,8 +15,8 @@ AnyTask = TranslationTask | LanguageTask
 
 CHECKPOINTS = {
     "translation": "examples/checkpoints/t5-enfr-small",
-    "masked_lm": "examples/checkpoints/encoder-imdb-small",
-    "causal_lm": "examples/checkpoints/encoder-imdb-small-causal",
+    "masked_lm": "examples/checkpoints/bert-reviews-small",
+    "causal_lm": "examples/checkpoints/causal-reviews-small",
 }
 TITLES = {
     "translation": "translation",
