@@ -332,7 +332,9 @@ def _landscape(lines: Sequence[Line], summary: Summary, figure: Figure) -> None:
                 axes.set_ylim(1.15 * lowest, -0.4 * lowest)
         column[0].set_title(f"epoch {line['epoch']}, batch {line['batch']}")
         column[1].set_xscale("log")
-    grid[1][0].legend(fontsize=7, loc="lower left")
+    drawn = grid[1][0].get_lines()
+    named = [line for line in drawn if not line.get_label().startswith("_")]
+    figure.legend(handles=named, loc="outside upper center", ncols=4, fontsize=8)
     figure.supylabel("change of the loss (nats per token)", fontsize=9)
     figure.supxlabel("distance along the normalised update direction", fontsize=9)
 
