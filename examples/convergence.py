@@ -14,15 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import jax
 import tyro
 from rich.console import Console
 
 from examples import convergence_report, run_folder, tasks
 from examples import sweep_learning_rates as sweep
-from examples.optimizers import OPTIMIZERS, PAPER, TODAYS, check_names
-from examples.report import train_loss
-from examples.tasks import AnyTask, TaskName, TaskOptions
+from examples.optimizers import (
+    OPTIMIZERS,
+    PAPER,
+    TODAYS,
+    check_fraction,
+    check_names,
+    state_bytes,
+)
+from examples.task import Task
 
 Run = dict[str, Any]
 
@@ -52,27 +57,17 @@ class Contender(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(tasks.Choice):
     """Sweeps learning rates, and trains the winners with several seeds."""
 
     optimizer: Annotated[
         tuple[str, ...],
         tyro.conf.arg(help=f"One or several of {', '.join(OPTIMIZERS)}."),
     ] = (*PAPER, *TODAYS)
-    task: TaskName = "translation"
     preset: Literal["tiny", "laptop", "paper"] = "laptop"
     """Sizes: seconds, an hour on two cores, or the paper's own on a GPU."""
     fraction: float = 0.05
     """Share of the coordinates to clip, in [0, 1)."""
-    init: str | None = None
-    """A folder with a model in the Hugging Face layout, a name on the hub, or
-    "minilm"; without it, the project's own for the task."""
-    dataset: Literal["en_fr", "opus_books"] = "en_fr"
-    """The committed pairs, or the paper's data from the Hugging Face hub."""
-    pairs: Path | None = None
-    """A file of English<TAB>French lines, instead of the dataset."""
-    documents: Path | None = None
-    """For the language models: a file with a text on each line, instead of reviews."""
     run: Path | None = None
     """The run folder; without it, runs/convergence/TASK."""
     resume: bool = False
@@ -81,8 +76,7 @@ class Settings:
     def check(self) -> None:
         """Refuses what no run can mean, in one sentence."""
         check_names(self.optimizer)
-        if not 0 <= self.fraction < 1:
-            raise ValueError(f"--fraction must be in [0, 1); got {self.fraction}.")
+        check_fraction(self.fraction)
 
     def folder(self) -> Path:
         return self.run or Path("runs/convergence") / self.task
@@ -96,33 +90,23 @@ class Settings:
         others = [Contender("clipped_sgd", f) for f in self.sizes().fractions]
         return first + (others if "clipped_sgd" in self.optimizer else [])
 
-    def options(self) -> TaskOptions:
-        sizes = self.sizes()
-        return TaskOptions(
-            self.task,
-            sizes.max_length,
-            sizes.batch_size,
-            start=self.init,
-            dataset=self.dataset,
-            pairs=self.pairs,
-            documents=self.documents,
-        )
-
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers of a training."""
         fields = dataclasses.asdict(self)
         for name in ("optimizer", "run", "resume"):
             del fields[name]
-        return {**fields, **self.sizes()._asdict(), "init": self.options().init}
+        return {**fields, **self.sizes()._asdict(), "init": self.checkpoint()}
 
 
-def main(settings: Settings, task: AnyTask) -> None:
+def main(settings: Settings, task: Task) -> None:
     """Searches, repeats, draws."""
     folder, console = settings.folder(), Console()
     runs = run_folder.Ledger(folder / "runs.jsonl", sweep.said(console))
     for contender in settings.contenders():
         train = sweep.trainer(task, *contender, settings.sizes().steps)
-        known = contender._asdict() | {"state_bytes": state_bytes(contender, task)}
+        optimizer = OPTIMIZERS[contender.name](1.0, contender.fraction)
+        size = state_bytes(optimizer, task.params)
+        known = contender._asdict() | {"state_bytes": size}
 
         def loss(
             rate: float, seed: int, known: Run = known, train: Callable = train
@@ -144,28 +128,21 @@ def main(settings: Settings, task: AnyTask) -> None:
 
 
 def outcome(trained: sweep.Trained) -> Run:
-    """What is kept of a training; the loss of a diverged one is None."""
-    losses, seconds = trained
-    finite = math.isfinite(losses[-1])
+    """What the sweep keeps of a training, its time and its losses."""
     return {
-        "loss": round(train_loss(losses), 5) if finite else None,
-        "diverged": None if finite else len(losses) - 1,
-        "step_seconds": round(seconds, 4),
-        "losses": [round(x, 4) for x in losses if math.isfinite(x)],
+        **sweep.outcome(trained.losses),
+        "step_seconds": round(trained.step_seconds, 4),
+        "losses": [round(x, 4) for x in trained.losses if math.isfinite(x)],
     }
 
 
-def state_bytes(contender: Contender, task: AnyTask) -> int:
-    """What the optimizer keeps between steps."""
-    optimizer = OPTIMIZERS[contender.name](1.0, contender.fraction)
-    state = jax.eval_shape(optimizer.init, task.params)
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-
-
-def prepare(settings: Settings) -> AnyTask:
+def prepare(settings: Settings) -> Task:
     """Everything that can be refused, before any work; claims the run folder last."""
     settings.check()
-    task = tasks.load(settings.options())
+    sizes = settings.sizes()
+    task = tasks.load(
+        settings, max_length=sizes.max_length, batch_size=sizes.batch_size, seed=0
+    )
     identity = settings.decisive() | {"files": run_folder.fingerprint(*task.files)}
     run_folder.open_run(settings.folder(), identity, resume=settings.resume)
     return task

@@ -6,7 +6,6 @@
 `python -m examples.plots RUN` makes them again.
 """
 
-import datetime
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from examples import looks, pages, paper, report
+from examples import looks, pages, paper, report, run_folder, tasks
 from examples.optimizers import label
 from examples.pages import Table
 
@@ -28,7 +27,7 @@ _WINDOW = 10  # steps in the mean of a loss curve
 def write(folder: Path) -> list[Path]:
     """Writes everything that the run has data for so far."""
     path = folder / "runs.jsonl"
-    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    runs = run_folder.read_lines(path)
     content = json.loads((folder / "settings.json").read_text())
     settings, best = content["settings"], winners(runs)
     if not best:
@@ -47,11 +46,10 @@ def write(folder: Path) -> list[Path]:
         )
         for name, paint in painters.items()
     ]
-    date = datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()
     tables = [_ranking(best, settings), _sweep(runs)]
     page = pages.Content(
-        f"Convergence: {settings['task'].replace('_', ' ')}",
-        _provenance(content, date),
+        f"Convergence: {tasks.TITLES[settings['task']]}",
+        _provenance(content, run_folder.day(path)),
         tables,
         pictures,
     )
@@ -237,11 +235,10 @@ def _against_fraction(
 
 
 def _provenance(content: Mapping[str, Any], date: str) -> str:
-    settings, made = content["settings"], content["made_with"]
+    settings = content["settings"]
     return (
         f"`python -m examples.convergence --task {settings['task']} --preset "
         f"{settings['preset']}`, from `{settings['init']}`; {settings['steps']} steps "
-        f"of {settings['batch_size']} examples. {date}; {made['device']}; Python "
-        f"{made['python']}, jax {made['jax']}, flax {made['flax']}, optax "
-        f"{made['optax']}."
+        f"of {settings['batch_size']} examples. {date}; "
+        f"{run_folder.made_with(content['made_with'])}."
     )

@@ -5,11 +5,12 @@ trajectory's own last step is one of the pseudo-updates, so it can be taken back
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import optax_clip
@@ -69,3 +70,9 @@ def numbers(d: diagnostics.DirectionalDerivatives) -> Numbers:
 def ratio(curvature: float | None, of_sgd: float | None) -> float | None:
     """The paper's ratio to |SGD's sharpness|; None stands for what was not finite."""
     return None if curvature is None or not of_sgd else curvature / abs(of_sgd)
+
+
+def finite_mean(values: Iterable[float | None]) -> float:
+    """Over what was finite; nan if nothing was."""
+    known = [x for x in values if x is not None]
+    return float(np.mean(known)) if known else math.nan

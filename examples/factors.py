@@ -22,6 +22,7 @@ from examples import run_folder, training
 from examples.data import batching, translation, vocabulary
 from examples.directions import (
     before_last_step,
+    finite_mean,
     numbers,
     pseudo_directions,
     ratio,
@@ -133,7 +134,6 @@ class Problem:
     loss: Callable[..., jax.Array]
     params: t5.Params
     arrays: batching.Arrays
-    parameters: int
 
     def batch_at(self, size: int, seed: int, step: int) -> batching.Arrays:
         return batching.batch_at(self.arrays, size, seed, step)
@@ -182,7 +182,7 @@ def measure(settings: Settings, variant: Variant) -> dict[str, Any]:
         batch = problem.batch_at(variant.batch_size, settings.seed + 2, step)
         state, metrics = step_function(state, batch, key)
         if not np.isfinite(metrics["loss"]):
-            return {"diverged": step, "parameters": problem.parameters}
+            return {"diverged": step}
         if step + 1 in moments:
             derived = derivatives(
                 before_last_step(state, "sgd"), pseudo_directions(state), test
@@ -190,7 +190,6 @@ def measure(settings: Settings, variant: Variant) -> dict[str, Any]:
             measured.append({name: numbers(d) for name, d in derived.items()})
     return {
         "diverged": None,
-        "parameters": problem.parameters,
         "loss": measured[-1]["sgd"]["loss"],
         "sharpness": {
             name: [m[name]["curvature"] for m in measured] for name in _COMPARED
@@ -216,8 +215,7 @@ def set_up(settings: Settings, variant: Variant) -> Problem:
     extra = variant.source_length - arrays["source"].shape[1]
     arrays["source"] = np.pad(arrays["source"], ((0, 0), (0, max(extra, 0))))
     loss = t5.make_loss(graphdef, config, mask_source=variant.mask_source)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return Problem(without_dropout(loss), params, arrays, size)
+    return Problem(without_dropout(loss), params, arrays)
 
 
 def rescale(params: t5.Params, scale: float) -> t5.Params:
@@ -286,10 +284,7 @@ def table(done: list[dict[str, Any]]) -> Table:
             "value",
             "loss",
             "SGD's sharpness",
-            *(
-                f"{label(name, 0.05).replace('5 % ', '')} / SGD"
-                for name in _COMPARED[1:]
-            ),
+            *(f"{label(name, None)} / SGD" for name in _COMPARED[1:]),
         ],
         [_row(line) for line in done],
     )
@@ -302,13 +297,16 @@ def _row(line: Mapping[str, Any]) -> list[str]:
     return [
         *first,
         f"{line['loss']:.2f}",
-        f"{np.mean(line['sharpness']['sgd']):.3g}",
+        f"{finite_mean(line['sharpness']['sgd']):.3g}",
         *(_summary(line["ratios"][name]) for name in _COMPARED[1:]),
     ]
 
 
-def _summary(ratios: list[float]) -> str:
-    return f"{np.mean(ratios):.2g} ({min(ratios):.2g} to {max(ratios):.2g})"
+def _summary(ratios: list[float | None]) -> str:
+    known = [r for r in ratios if r is not None]
+    if not known:
+        return "-"
+    return f"{finite_mean(known):.2g} ({min(known):.2g} to {max(known):.2g})"
 
 
 def _value(variant: Mapping[str, Any]) -> str:
@@ -320,14 +318,12 @@ def _value(variant: Mapping[str, Any]) -> str:
 
 def _markdown(settings: Settings, done: list[dict[str, Any]]) -> str:
     content = json.loads((settings.run / "settings.json").read_text())
-    made = content["made_with"]
     found = table(done)
     base = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(Variant()).items())
     return (
         f"# {found.title}\n\nDefaults: {base}. Ratios: mean, and range over three "
         f"moments, on {settings.test_size} fixed pairs.\n\n{as_markdown(found)}\n\n"
-        f"`python -m examples.factors`; {made['device']}; Python {made['python']}, jax "
-        f"{made['jax']}, flax {made['flax']}, optax {made['optax']}.\n"
+        f"`python -m examples.factors`; {run_folder.made_with(content['made_with'])}.\n"
     )
 
 

@@ -11,7 +11,6 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 import tyro
@@ -24,8 +23,11 @@ from examples.models import huggingface
 from examples.optimizers import (
     OPTIMIZERS,
     PAPER,
+    check_fraction,
     check_names,
+    check_rate,
     learning_rates,
+    state_bytes,
     tuning_note,
 )
 from examples.task import TranslationTask, load_translation
@@ -71,11 +73,8 @@ class Settings:
     def check(self) -> None:
         """Refuses what no run can mean, in one sentence."""
         check_names(self.optimizer)
-        if not 0 <= self.fraction < 1:
-            raise ValueError(f"--fraction must be in [0, 1); got {self.fraction}.")
-        rate = self.learning_rate
-        if rate is not None and not 0 < rate < float("inf"):
-            raise ValueError(f"--learning-rate must be positive; got {rate}.")
+        check_fraction(self.fraction)
+        check_rate(self.learning_rate)
         if self.pairs and self.dataset != "en_fr":
             raise ValueError("--pairs and --dataset exclude each other: choose one.")
         run_folder.check_counts(self)
@@ -145,7 +144,7 @@ def fine_tune(
     plain = OPTIMIZERS[name](rate, settings.fraction)
     facts = {
         "learning_rate": rate,
-        "state_bytes": _state_bytes(plain, task.params),
+        "state_bytes": state_bytes(plain, task.params),
         "diverged": None,
     }
     optimizer = optax.named_chain(("optimizer", plain))
@@ -186,11 +185,11 @@ def fine_tune(
 def describe(settings: Settings, task: TranslationTask) -> str:
     """What is about to happen, for people."""
     counts = task.counts()
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.params))
     return (
-        f"{settings.init}: {parameters:,} parameters; {counts['train']:,} pairs to "
-        f"train on, {counts['dropped']:,} of more than {settings.max_length} tokens "
-        f"dropped, {counts['held_out']:,} held out. Results go to {settings.run}."
+        f"{settings.init}: {optax.tree.size(task.params):,} parameters; "
+        f"{counts['train']:,} pairs to train on, {counts['dropped']:,} of more than "
+        f"{settings.max_length} tokens dropped, {counts['held_out']:,} held out. "
+        f"Results go to {settings.run}."
         + ("" if settings.learning_rate else tuning_note(settings.training()))
     )
 
@@ -198,11 +197,6 @@ def describe(settings: Settings, task: TranslationTask) -> str:
 def _clip_metrics(opt_state: Any) -> training.Metrics:
     """Those of the optimizer itself, not of the pseudo-updates."""
     return optax_clip.clip_metrics(opt_state["optimizer"])
-
-
-def _state_bytes(optimizer: optax.GradientTransformation, params: Any) -> int:
-    state = jax.eval_shape(optimizer.init, params)
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
 def cli() -> None:

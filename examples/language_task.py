@@ -6,62 +6,33 @@ of a row is the same function in every epoch, as the papers' is.
 
 import dataclasses
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 import jax
 import numpy as np
-from flax import nnx
 
 from examples.data import masking, reviews, subwords
-from examples.data.batching import Arrays, batch_at, count, padded, whole
+from examples.data.batching import Arrays, count, padded, whole
 from examples.models import checkpoint, encoder, huggingface_encoder, minilm
 from examples.models.t5 import Params
+from examples.task import Task, TaskSettings
 from examples.training import Batch
 
 
-class LanguageSettings(Protocol):
-    """What `load_masked_lm` and `load_causal_lm` ask of settings."""
-
-    @property
-    def init(self) -> str:
-        """A folder, a name on the hub, or "minilm"."""
-        ...
+class LanguageSettings(TaskSettings, Protocol):
+    """What `load_masked_lm` and `load_causal_lm` ask; `init` may be "minilm"."""
 
     @property
     def documents(self) -> Path | None: ...
-    @property
-    def max_length(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def measured_batches(self) -> int: ...
-    @property
-    def held_out(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LanguageTask:
-    """An encoder in functional form, and the documents in tokens."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class LanguageTask(Task):
+    """An encoder, and documents in tokens."""
 
     config: encoder.EncoderConfig
-    graphdef: nnx.GraphDef
-    params: Params
     words: subwords.Subwords
-    files: list[Path]
-    train: Arrays
     held_out: Arrays
-    batch_size: int
-    seed: int
-
-    def batch_at(self, step: int) -> Arrays:
-        """The training batch of a step, the same for every optimizer."""
-        return batch_at(self.train, self.batch_size, self.seed, step)
-
-    def fixed_batch(self, rows: int) -> Arrays:
-        """Training documents that are drawn once, to measure on."""
-        return batch_at(self.train, rows, self.seed + 1, 0)
 
     def held_out_batches(self) -> list[Arrays]:
         """The held-out documents; rows of padding fill the last batch."""
@@ -86,20 +57,10 @@ class LanguageTask:
     def counts(self) -> dict[str, int]:
         """How many documents there are, and how many labels."""
         return {
-            "train": count(self.train),
+            "train": self.rows,
             "held_out": count(self.held_out),
             "labels": int((self.train["labels"] != encoder.IGNORED).sum()),
         }
-
-    @property
-    def rows(self) -> int:
-        """How many documents there are to train on."""
-        return count(self.train)
-
-    def taking(self, rows: np.ndarray) -> Self:
-        """The same task with these of its training documents alone."""
-        train = {name: array[rows] for name, array in self.train.items()}
-        return dataclasses.replace(self, train=train)
 
 
 def load_masked_lm(settings: LanguageSettings) -> LanguageTask:
@@ -156,13 +117,13 @@ def _load(settings: LanguageSettings, *, causal: bool) -> LanguageTask:
     head = [minilm.HEAD / checkpoint.WEIGHTS] if mini else []
     weights = [*checkpoint.weight_files(folder), *head]
     return LanguageTask(
-        config,
-        graphdef,
-        params,
-        words,
-        [*weights, folder / "tokenizer.json", data],
-        train,
-        held_out,
-        settings.batch_size,
-        settings.seed,
+        config=config,
+        graphdef=graphdef,
+        params=params,
+        words=words,
+        files=[*weights, folder / "tokenizer.json", data],
+        train=train,
+        held_out=held_out,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
     )

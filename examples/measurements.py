@@ -1,7 +1,9 @@
 """What is measured in a fine-tuning run besides its training loss.
 
-validation loss, translations   of any parameters, on held-out pairs
-sharpness, landscape            of the trajectory that carries the pseudo-updates
+    validation loss, translations   of any parameters, on held-out pairs
+    sharpness, landscape            of the trajectory that carries the pseudo-updates
+
+`examples.directions` has what a pseudo-update is.
 """
 
 import functools

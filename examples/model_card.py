@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+import optax
 
 from examples import run_folder
 from examples.training import Params
@@ -112,7 +112,7 @@ def write(
     text = card.format(
         **made["settings"],
         **made["made_with"],
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        parameters=optax.tree.size(params),
         minutes=metrics[-1]["seconds"] / 60,
         tail=tail,
         train_loss=np.mean(train[-tail:]),

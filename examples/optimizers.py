@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 import optax.contrib
 
@@ -113,10 +114,11 @@ _LABELS = {
 }
 
 
-def label(name: str, fraction: float) -> str:
-    """The name for people: "SGD, 5 % clipped"."""
+def label(name: str, fraction: float | None) -> str:
+    """The name for people: "SGD, 5 % clipped", or of any fraction "SGD, clipped"."""
     base = _LABELS[name.removeprefix("clipped_")]
-    return f"{base}, {100 * fraction:g} % clipped" if is_clipped(name) else base
+    share = "" if fraction is None else f"{100 * fraction:g} % "
+    return f"{base}, {share}clipped" if is_clipped(name) else base
 
 
 def is_clipped(name: str) -> bool:
@@ -132,6 +134,22 @@ def check_names(names: Sequence[str]) -> None:
         )
     if len(set(names)) < len(names):
         raise ValueError(f"--optimizer: each only once; got {', '.join(names)}.")
+
+
+def check_fraction(fraction: float) -> None:
+    if not 0 <= fraction < 1:
+        raise ValueError(f"--fraction must be in [0, 1); got {fraction}.")
+
+
+def check_rate(rate: float | None) -> None:
+    if rate is not None and not 0 < rate < float("inf"):
+        raise ValueError(f"--learning-rate must be positive; got {rate}.")
+
+
+def state_bytes(optimizer: optax.GradientTransformation, params: Any) -> int:
+    """What an optimizer keeps between steps."""
+    state = jax.eval_shape(optimizer.init, params)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
 def learning_rates(

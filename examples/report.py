@@ -25,8 +25,7 @@ Row = dict[str, Any]
 def summarise(run: Path, names: Sequence[str], facts: Mapping[str, Any]) -> Row:
     """Writes sharpness.jsonl and summary.json of a finished run."""
     lines = _sharpness_lines(run)
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    run_folder.write_text(run / "sharpness.jsonl", text)
+    run_folder.write_lines(run / "sharpness.jsonl", lines)
     summary = {
         **facts,
         "made_with": run_folder.provenance(),

@@ -9,6 +9,7 @@ A run of several trainings has one settings.json and a sub-folder for each train
 
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -16,7 +17,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,17 @@ def provenance() -> dict[str, str]:
     }
 
 
+def made_with(found: Mapping[str, str]) -> str:
+    """What `provenance` found, for people."""
+    software = ", ".join(f"{k} {found[k]}" for k in ("jax", "flax", "optax"))
+    return f"{found['device']}; Python {found['python']}, {software}"
+
+
+def day(path: Path) -> str:
+    """When a file was last written."""
+    return datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """What a finished run left of itself."""
     path = folder / "summary.json"
@@ -111,11 +123,15 @@ def cli(program: Callable[[Path], Any]) -> None:
 
 def read_metrics(folder: Path) -> list[Line]:
     """The lines of metrics.jsonl, without one that a kill cut in two."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return read_lines(folder / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[Line]:
+    """A file of one JSON object a line; none where there is no file."""
+    text = path.read_text() if path.is_file() else ""
+    # One that a kill cut in two has no end.
+    whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in whole]
 
 
 @contextlib.contextmanager
@@ -123,7 +139,7 @@ def metrics_log(folder: Path, start: int) -> Iterator[Callable[..., Line]]:
     """`log(step, **values)` appends; lines of steps to be run again are dropped."""
     kept = [line for line in read_metrics(folder) if line["step"] < start]
     path = folder / "metrics.jsonl"
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    write_lines(path, kept)
     begin = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
 
     with path.open("a", buffering=1) as file:
@@ -141,12 +157,9 @@ class Ledger:
     """Finished pieces of work, each done once and written down when it ends."""
 
     def __init__(self, path: Path, show: Callable[[Line], Any]) -> None:
-        self.path, self.show = path, show
-        text = path.read_text() if path.is_file() else ""
-        whole = [line for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+        self.path, self.show, self.lines = path, show, read_lines(path)
         # A line that a kill cut in two goes, or the next one would be glued to it.
-        write_text(path, "".join(whole))
-        self.lines: list[Line] = [json.loads(line) for line in whole]
+        write_lines(path, self.lines)
 
     def once(self, wanted: Mapping[str, Any], work: Callable[[], Line]) -> Line:
         """The line that has what is wanted; if there is none, what `work` returns."""
@@ -159,6 +172,11 @@ class Ledger:
             file.write(json.dumps(self.lines[-1]) + "\n")
         self.show(self.lines[-1])
         return self.lines[-1]
+
+
+def write_lines(path: Path, lines: Iterable[Line]) -> None:
+    """One JSON object a line."""
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -28,8 +28,15 @@ from examples.directions import (
     pseudo_directions,
     with_pseudo_updates,
 )
-from examples.optimizers import LONG_VERSION, LONG_VERSION_FRACTION, PAPER
-from examples.tasks import AnyTask, TaskName, TaskOptions
+from examples.optimizers import (
+    LONG_VERSION,
+    LONG_VERSION_FRACTION,
+    PAPER,
+    check_fraction,
+    check_rate,
+    state_bytes,
+)
+from examples.task import Task
 from examples.training import Metrics, TrainState
 from optax_clip import diagnostics
 
@@ -45,11 +52,16 @@ class Preset(NamedTuple):
     part: int  # examples in memory at a time
     max_length: int  # tokens
     coordinates: int  # in the correlation of gradient and Hessian
-    adapting_steps: int  # of Adam, on batches of 16, before anything is measured
+    adapting_steps: int  # of Adam, before anything is measured
     rates: Mapping[str, float]  # learning rates that drive the trajectories
 
+    @property
+    def adapting_batch(self) -> int:
+        """Examples in a batch of Adam's."""
+        return min(16, self.batch_size)
 
-_ADAPTING_BATCH = 16
+
+_SPACINGS = 8  # of a scan, from its start to the best step that the parabola predicts
 _SWEPT = {"sgd": 0.1, "adam": 3.16e-4}  # examples/results/learning_rates.json
 
 PRESETS = {
@@ -95,10 +107,9 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(tasks.Choice):
     """Measures directional sharpness along one trajectory."""
 
-    task: TaskName = "translation"
     trajectory: Literal["sgd", "adam"] = "sgd"
     """The optimizer that moves the parameters."""
     preset: Literal["tiny", "laptop", "paper"] = "laptop"
@@ -109,15 +120,6 @@ class Settings:
     """Share of the coordinates to clip in the paper's seven, in [0, 1)."""
     batch_size: int | None = None
     """Examples in a batch; without it, that of the preset."""
-    init: str | None = None
-    """A folder with a model in the Hugging Face layout, a name on the hub, or
-    "minilm"; without it, the project's own for the task."""
-    dataset: Literal["en_fr", "opus_books"] = "en_fr"
-    """The committed pairs, or the paper's data from the Hugging Face hub."""
-    pairs: Path | None = None
-    """A file of English<TAB>French lines, instead of the dataset."""
-    documents: Path | None = None
-    """For the language models: a file with a text on each line, instead of reviews."""
     seed: int = 0
     run: Path | None = None
     """The run folder; without it, runs/sharpness/TASK-TRAJECTORY."""
@@ -128,11 +130,8 @@ class Settings:
 
     def check(self) -> None:
         """Refuses what no run can mean, in one sentence."""
-        if not 0 <= self.fraction < 1:
-            raise ValueError(f"--fraction must be in [0, 1); got {self.fraction}.")
-        rate = self.learning_rate
-        if rate is not None and not 0 < rate < float("inf"):
-            raise ValueError(f"--learning-rate must be positive; got {rate}.")
+        check_fraction(self.fraction)
+        check_rate(self.learning_rate)
         run_folder.check_counts(self)
         sizes = self.sizes()
         if sizes.batch_size % sizes.part:
@@ -162,19 +161,6 @@ class Settings:
             **dict.fromkeys(LONG_VERSION, LONG_VERSION_FRACTION),
         }
 
-    def options(self) -> TaskOptions:
-        sizes = self.sizes()
-        return TaskOptions(
-            self.task,
-            sizes.max_length,
-            sizes.batch_size,
-            start=self.init,
-            dataset=self.dataset,
-            pairs=self.pairs,
-            documents=self.documents,
-            seed=self.seed,
-        )
-
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers."""
         fields = dataclasses.asdict(self)
@@ -183,7 +169,7 @@ class Settings:
         return {
             **fields,
             **self.sizes()._asdict(),
-            "init": self.options().init,
+            "init": self.checkpoint(),
             "rates": None,
             "learning_rate": self.rate(),
             "fractions": self.fractions(),
@@ -218,10 +204,15 @@ def moments(settings: Settings) -> dict[int, Moment]:
     return found
 
 
-def load(settings: Settings) -> AnyTask:
+def load(settings: Settings) -> Task:
     """The task, with enough examples for an epoch."""
-    sizes, options = settings.sizes(), settings.options()
-    task = tasks.load(options)
+    sizes = settings.sizes()
+    task = tasks.load(
+        settings,
+        max_length=sizes.max_length,
+        batch_size=sizes.batch_size,
+        seed=settings.seed,
+    )
     wanted = sizes.batches_per_epoch * sizes.batch_size
     if task.rows < wanted:
         raise ValueError(
@@ -237,20 +228,21 @@ def load(settings: Settings) -> AnyTask:
     return task
 
 
-def one_epoch(settings: Settings, task: AnyTask) -> AnyTask:
+def one_epoch(settings: Settings, task: Task) -> Task:
     """The same with a training set of exactly one epoch, drawn once."""
     sizes = settings.sizes()
     rows = np.random.default_rng(settings.seed).permutation(task.rows)
     return task.taking(rows[: sizes.batches_per_epoch * sizes.batch_size])
 
 
-def adapt(settings: Settings, task: AnyTask) -> AnyTask:
+def adapt(settings: Settings, task: Task) -> Task:
     """The task with a model that Adam has begun to teach it, in a run of its own."""
     sizes = settings.sizes()
     if not sizes.adapting_steps:
         return task
-    size = min(_ADAPTING_BATCH, sizes.batch_size)
-    taught = dataclasses.replace(task, batch_size=size, seed=settings.seed + 2)
+    taught = dataclasses.replace(
+        task, batch_size=sizes.adapting_batch, seed=settings.seed + 2
+    )
     state = training.train(
         settings.folder() / "adapting",
         task.train_loss,
@@ -264,7 +256,7 @@ def adapt(settings: Settings, task: AnyTask) -> AnyTask:
     return dataclasses.replace(task, params=state.params)
 
 
-def main(settings: Settings, task: AnyTask) -> None:
+def main(settings: Settings, task: Task) -> None:
     """Trains, measures along the way, draws."""
     sizes, at = settings.sizes(), moments(settings)
     print(describe(settings, task), flush=True)
@@ -295,7 +287,7 @@ def main(settings: Settings, task: AnyTask) -> None:
 
 
 def measurer(
-    settings: Settings, task: AnyTask, at: Mapping[int, Moment]
+    settings: Settings, task: Task, at: Mapping[int, Moment]
 ) -> Callable[[int, TrainState], Metrics]:
     """What is measured at each moment, for `training.train`."""
     sizes = settings.sizes()
@@ -344,7 +336,7 @@ class Prediction(NamedTuple):
     flops: float  # of the matrix products
 
 
-def predict(settings: Settings, task: AnyTask) -> Prediction:
+def predict(settings: Settings, task: Task) -> Prediction:
     """From shapes alone: memory exactly, products by the usual rule.
 
     A token takes 6 operations for each parameter in a gradient (forward 2, backward 4),
@@ -355,28 +347,28 @@ def predict(settings: Settings, task: AnyTask) -> Prediction:
     optimizer = with_pseudo_updates(
         settings.trajectory, settings.rate(), settings.fractions()
     )
-    shapes = jax.eval_shape(lambda p: (p, optimizer.init(p)), task.params)
-    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.params))
-    row = sum(x.size for x in jax.tree.leaves(task.fixed_batch(1)))
-    directions = len(settings.fractions())
-    scanned = directions * 17 * sum(moment.pictured for moment in at.values())
+    params = sum(x.nbytes for x in jax.tree.leaves(task.params))
+    tokens, directions = optax.tree.size(task.fixed_batch(1)), len(settings.fractions())
+    points = 2 * _SPACINGS + 1
+    scanned = directions * points * sum(moment.pictured for moment in at.values())
     rows = (
         6 * max(at) * sizes.batch_size
-        + 6 * sizes.adapting_steps * min(_ADAPTING_BATCH, sizes.batch_size)
+        + 6 * sizes.adapting_steps * sizes.adapting_batch
         + 12 * len(at) * directions * sizes.test_size
         + 2 * scanned * sizes.test_size
         + 12 * sizes.coordinates * sizes.test_size
     )
-    return Prediction(state, float(rows * row * parameters))
+    return Prediction(
+        params + state_bytes(optimizer, task.params),
+        float(rows * tokens * optax.tree.size(task.params)),
+    )
 
 
-def describe(settings: Settings, task: AnyTask) -> str:
+def describe(settings: Settings, task: Task) -> str:
     """What is about to happen, for people."""
     sizes, needs = settings.sizes(), predict(settings, task)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.params))
     return (
-        f"{settings.options().init}: {parameters:,} parameters; after "
+        f"{settings.checkpoint()}: {optax.tree.size(task.params):,} parameters; after "
         f"{sizes.adapting_steps} steps of Adam, {settings.trajectory} with rate "
         f"{settings.rate():g} on epochs of {sizes.batches_per_epoch} "
         f"batches of {sizes.batch_size}; sharpness of {len(settings.fractions())} "
@@ -388,7 +380,7 @@ def describe(settings: Settings, task: AnyTask) -> str:
 
 
 def _spacing(derived: Mapping[str, diagnostics.DirectionalDerivatives]) -> Any:
-    """An eighth of each best step, so that the scan ends at twice of it.
+    """A part of each best step; a parabola's scan ends at twice of it.
 
     Where the parabola has no minimum ahead, that of the farthest one.
     """
@@ -396,7 +388,7 @@ def _spacing(derived: Mapping[str, diagnostics.DirectionalDerivatives]) -> Any:
     usable = [s for s in best.values() if 0 < s < np.inf]
     farthest = max(usable, default=1.0)
     return {
-        name: jnp.asarray((s if 0 < s < np.inf else farthest) / 8)
+        name: jnp.asarray((s if 0 < s < np.inf else farthest) / _SPACINGS)
         for name, s in best.items()
     }
 
@@ -407,7 +399,7 @@ def _curve(scan: diagnostics.LineScan) -> dict[str, list[float]]:
     return {"steps": scan.steps[seen].tolist(), "losses": scan.losses[seen].tolist()}
 
 
-def prepare(settings: Settings) -> AnyTask:
+def prepare(settings: Settings) -> Task:
     """Everything that can be refused, before any work; claims the run folder last."""
     settings.check()
     task = load(settings)

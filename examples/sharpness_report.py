@@ -8,10 +8,9 @@
 `python -m examples.plots RUN` makes them again.
 """
 
-import datetime
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from examples import looks, pages, paper, run_folder, tasks
-from examples.directions import ratio
+from examples.directions import finite_mean, ratio
 from examples.optimizers import LONG_VERSION, PAPER, label
 from examples.pages import Table
 
@@ -29,10 +28,11 @@ Summary = dict[str, Any]
 
 def write(run: Path) -> list[Path]:
     """Writes everything that the run has data for so far."""
-    lines = [line for line in run_folder.read_metrics(run) if "sharpness" in line]
+    metrics = run_folder.read_metrics(run)
+    lines = [line for line in metrics if "sharpness" in line]
     if not lines:
         raise FileNotFoundError(f"{run}: nothing has been measured there yet.")
-    summary = summarise(run, lines)
+    summary = summarise(run, metrics, lines)
     run_folder.write_json(run / "summary.json", summary)
     pictures = [
         looks.draw(run / f"{name}.png", functools.partial(paint, lines, summary), size)
@@ -43,30 +43,27 @@ def write(run: Path) -> list[Path]:
     return [*pages.write(run, content), *pictures]
 
 
-def summarise(run: Path, lines: Sequence[Line]) -> Summary:
+def summarise(run: Path, metrics: Sequence[Line], lines: Sequence[Line]) -> Summary:
     """The numbers behind the tables."""
     content = json.loads((run / "settings.json").read_text())
-    everything = run_folder.read_metrics(run)
-    losses = [line["loss"] for line in everything if "loss" in line]
-    diverged = [line["step"] for line in everything if "diverged" in line]
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    diverged = [line["step"] for line in metrics if "diverged" in line]
     epochs = {}
     for epoch in dict.fromkeys(line["epoch"] for line in lines):
         own = [line for line in lines if line["epoch"] == epoch]
         pictured = next((line for line in own if line["pictured"]), None)
         epochs[str(epoch)] = {
             "batches": [line["batch"] for line in own],
-            "loss": float(np.mean([line["sharpness"]["sgd"]["loss"] for line in own])),
+            "loss": finite_mean(line["sharpness"]["sgd"]["loss"] for line in own),
             "directions": {
                 name: _of_direction(name, own, pictured) for name in own[0]["sharpness"]
             },
         }
     return {
         **content,
-        "date": datetime.date.fromtimestamp(
-            (run / "metrics.jsonl").stat().st_mtime
-        ).isoformat(),
+        "date": run_folder.day(run / "metrics.jsonl"),
         "steps": len(losses),
-        "seconds": everything[-1]["seconds"],
+        "seconds": metrics[-1]["seconds"],
         "diverged": diverged[0] if diverged else None,
         "train_loss": {"first": losses[0], "last": losses[-1]} if losses else None,
         "epochs": epochs,
@@ -154,7 +151,7 @@ def make_tables(summary: Summary) -> list[Table]:
                 [
                     f"epoch {epoch}",
                     *(
-                        f"{_finite_mean(cell['directions'][name]['sharpness']):.4g}"
+                        f"{finite_mean(cell['directions'][name]['sharpness']):.4g}"
                         for name in PAPER
                     ),
                     f"{cell['loss']:.3f}",
@@ -260,11 +257,6 @@ def _number(x: float | None) -> str:
 
 def _fraction(settings: Mapping[str, Any], name: str) -> float:
     return settings["fractions"][name]
-
-
-def _finite_mean(values: Iterable[float | None]) -> float:
-    known = [x for x in values if x is not None]
-    return float(np.mean(known)) if known else float("nan")
 
 
 def _mean(cell: Mapping[str, Any], name: str) -> str:
@@ -387,7 +379,7 @@ _PICTURES: Mapping[str, tuple[Callable, tuple[float, float]]] = {
 
 def provenance(summary: Summary) -> str:
     """How the numbers were made, in a few sentences."""
-    settings, made = summary["settings"], summary["made_with"]
+    settings = summary["settings"]
     seed = f" --seed {settings['seed']}" if settings["seed"] else ""
     end = (
         f" The run diverged at step {summary['diverged']}; what was measured before is "
@@ -402,7 +394,6 @@ def provenance(summary: Summary) -> str:
         f"learning rate {settings['learning_rate']:g}, "
         f"{settings['batches_per_epoch']} batches of {settings['batch_size']} an "
         f"epoch, measured on {settings['test_size']} fixed examples. "
-        f"{summary['date']}; {made['device']}; Python {made['python']}, "
-        f"jax {made['jax']}, flax {made['flax']}, optax {made['optax']}; "
+        f"{summary['date']}; {run_folder.made_with(summary['made_with'])}; "
         f"{summary['seconds'] / 60:.0f} minutes.{end}"
     )

@@ -28,8 +28,7 @@ from rich.console import Console
 from examples import report, run_folder
 from examples.finetune_t5 import Settings
 from examples.optimizers import LEARNING_RATES, OPTIMIZERS
-from examples.task import load_translation
-from examples.tasks import AnyTask
+from examples.task import Task, load_translation
 from examples.training import TrainState, train_step
 
 # Where the search begins, in half-decades: -4 is 1e-2. It goes on from there by itself.
@@ -122,7 +121,7 @@ class Trained(NamedTuple):
 
 
 def trainer(
-    task: AnyTask, name: str, fraction: float, steps: int
+    task: Task, name: str, fraction: float, steps: int
 ) -> Callable[..., Trained]:
     """Learning rate (and seed) -> training; one compilation serves all of them."""
     optimizer = optax.inject_hyperparams(

@@ -4,6 +4,7 @@
 and `examples.language_task` an encoder with documents.
 """
 
+import abc
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -21,67 +22,61 @@ from examples.training import Batch
 _SPARE_ROWS = 127
 
 
-class Task(Protocol):
-    """A loss, its parameters and its batches; the rest is between model and data."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Task(abc.ABC):
+    """A model in functional form, and its training rows: what an optimizer meets."""
 
-    @property
-    def params(self) -> Any: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def files(self) -> list[Path]:
-        """What the numbers depend on, besides settings and code."""
-        ...
+    graphdef: nnx.GraphDef
+    params: Any
+    files: list[Path]  # what the numbers depend on, besides settings and code
+    train: Arrays
+    batch_size: int
+    seed: int
 
     def batch_at(self, step: int) -> Arrays:
         """The training batch of a step, the same for every optimizer."""
-        ...
+        return batch_at(self.train, self.batch_size, self.seed, step)
 
     def fixed_batch(self, rows: int) -> Arrays:
         """Training rows that are drawn once, to measure on."""
-        ...
-
-    def held_out_batches(self) -> list[Arrays]:
-        """What is held out, in batches of one size; rows of padding fill the last."""
-        ...
-
-    def train_loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
-        """The mean loss with dropout, where the checkpoint has any."""
-        ...
-
-    def eval_loss(self, params: Any, batch: Batch) -> jax.Array:
-        """The mean loss without dropout."""
-        ...
-
-    def weight(self, batch: Batch) -> jax.Array:
-        """Of a batch in a mean over several: the count that its loss is the mean of."""
-        ...
-
-    def counts(self) -> dict[str, int]:
-        """How many rows there are of which kind."""
-        ...
+        return batch_at(self.train, rows, self.seed + 1, 0)
 
     @property
     def rows(self) -> int:
         """How many there are to train on."""
-        ...
+        return count(self.train)
 
     def taking(self, rows: np.ndarray) -> Self:
         """The same task with these of its training rows alone."""
-        ...
+        train = {name: array[rows] for name, array in self.train.items()}
+        return dataclasses.replace(self, train=train)
+
+    @abc.abstractmethod
+    def held_out_batches(self) -> list[Arrays]:
+        """What is held out, in batches of one size; rows of padding fill the last."""
+
+    @abc.abstractmethod
+    def train_loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        """The mean loss with dropout, where the checkpoint has any."""
+
+    @abc.abstractmethod
+    def eval_loss(self, params: Any, batch: Batch) -> jax.Array:
+        """The mean loss without dropout."""
+
+    @abc.abstractmethod
+    def weight(self, batch: Batch) -> jax.Array:
+        """Of a batch in a mean over several: the count that its loss is the mean of."""
+
+    @abc.abstractmethod
+    def counts(self) -> dict[str, int]:
+        """How many rows there are of which kind."""
 
 
-class TranslationSettings(Protocol):
-    """What `load_translation` asks of settings."""
+class TaskSettings(Protocol):
+    """What the loading of any task asks of settings."""
 
     @property
     def init(self) -> str: ...
-    @property
-    def dataset(self) -> Literal["en_fr", "opus_books"]: ...
-    @property
-    def pairs(self) -> Path | None: ...
     @property
     def max_length(self) -> int: ...
     @property
@@ -94,29 +89,25 @@ class TranslationSettings(Protocol):
     def seed(self) -> int: ...
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TranslationTask:
-    """A T5 in functional form, and the pairs in tokens."""
+class TranslationSettings(TaskSettings, Protocol):
+    """What `load_translation` asks of settings."""
+
+    @property
+    def dataset(self) -> Literal["en_fr", "opus_books"]: ...
+    @property
+    def pairs(self) -> Path | None: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TranslationTask(Task):
+    """A T5, and English-French pairs in tokens."""
 
     config: t5.T5Config
-    graphdef: nnx.GraphDef
-    params: t5.Params
     words: vocabulary.Vocabulary
     spiece: Path
-    files: list[Path]
-    train: translation.Tokenised
+    dropped: int  # pairs that were too long
     held_out: list[translation.Pair]
     held_out_arrays: Arrays
-    batch_size: int
-    seed: int
-
-    def batch_at(self, step: int) -> Arrays:
-        """The training batch of a step, the same for every optimizer."""
-        return batch_at(self.train.arrays, self.batch_size, self.seed, step)
-
-    def fixed_batch(self, rows: int) -> Arrays:
-        """Training pairs that are drawn once, to measure on."""
-        return batch_at(self.train.arrays, rows, self.seed + 1, 0)
 
     def held_out_batches(self) -> list[Arrays]:
         """The held-out pairs; rows of padding fill the last batch."""
@@ -139,20 +130,10 @@ class TranslationTask:
     def counts(self) -> dict[str, int]:
         """How many pairs there are, and how many were too long."""
         return {
-            "train": len(self.train.arrays["source"]),
-            "dropped": self.train.dropped,
+            "train": self.rows,
+            "dropped": self.dropped,
             "held_out": len(self.held_out),
         }
-
-    @property
-    def rows(self) -> int:
-        """How many pairs there are to train on."""
-        return count(self.train.arrays)
-
-    def taking(self, rows: np.ndarray) -> Self:
-        """The same task with these of its training pairs alone."""
-        arrays = {name: array[rows] for name, array in self.train.arrays.items()}
-        return dataclasses.replace(self, train=self.train._replace(arrays=arrays))
 
 
 def load_translation(settings: TranslationSettings) -> TranslationTask:
@@ -168,7 +149,7 @@ def load_translation(settings: TranslationSettings) -> TranslationTask:
     split = _split(settings)
     train = translation.tokenise(split.train, words, settings.max_length)
     rows = settings.batch_size * settings.measured_batches
-    if rows > (available := len(train.arrays["source"])):
+    if rows > (available := count(train.arrays)):
         raise ValueError(
             f"expected at least --batch-size x --measured-batches = {rows} training "
             f"pairs, got {available}: lower one of the two."
@@ -177,17 +158,18 @@ def load_translation(settings: TranslationSettings) -> TranslationTask:
     arrays = translation.tokenise(held_out, words, settings.max_length).arrays
     data = [settings.pairs] if settings.pairs else []
     return TranslationTask(
-        config,
-        graphdef,
-        params,
-        words,
-        spiece,
-        [*huggingface.weight_files(folder), spiece, *data],
-        train,
-        held_out,
-        arrays,
-        settings.batch_size,
-        settings.seed,
+        config=config,
+        graphdef=graphdef,
+        params=params,
+        words=words,
+        spiece=spiece,
+        files=[*huggingface.weight_files(folder), spiece, *data],
+        train=train.arrays,
+        dropped=train.dropped,
+        held_out=held_out,
+        held_out_arrays=arrays,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
     )
 
 

@@ -34,7 +34,10 @@ def trained(monkeypatch):
 @pytest.fixture
 def settings(micro_t5, tmp_path):
     return convergence.Settings(
-        ("sgd", "clipped_sgd"), preset="tiny", init=str(micro_t5), run=tmp_path / "run"
+        optimizer=("sgd", "clipped_sgd"),
+        preset="tiny",
+        init=str(micro_t5),
+        run=tmp_path / "run",
     )
 
 

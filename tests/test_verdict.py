@@ -76,6 +76,8 @@ def test_the_papers_own_numbers_give_its_own_claims(judge):
     assert "0.0034 to 0.44 | 0.0034 to 0.44" in text
     assert text.count("said, no numbers | 16 of 16 cells") == 2
     assert text.count("0.50 (0.40 to 0.60)") == 4
+    assert "| 22 of 24; SGD's / Adam's 0.43 to 3.1e+02 |" in text
+    assert text.count("change up to 76-fold in a table | SGD's largest / smal") == 4
 
 
 def test_what_does_not_hold_is_said_and_counted(judge):
@@ -84,6 +86,19 @@ def test_what_does_not_hold_is_said_and_counted(judge):
     row = next(x for x in text.splitlines() if "epoch 2, seed 3" in x)
     assert row.count("**no** (0/1)") == 2
     assert row.endswith("6 of 8 |")
+
+
+def test_a_measurement_that_was_not_finite_counts_against_every_claim(judge):
+    runs = [
+        _summary("translation", trajectory, {2: dict.fromkeys(paper.COLUMNS, 0.1)})
+        for trajectory in ("sgd", "adam")
+    ]
+    for run in runs:
+        for direction in run["epochs"]["2"]["directions"].values():
+            direction |= {"ratio": None, "ratios": [None], "sharpness": [None]}
+    text = judge(*runs)
+    assert text.count("0 of 8 |") == 2
+    assert "| 14 of 16 cells | 0 of 2 cells |" in text
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

@@ -1,9 +1,10 @@
 """English-French pairs: where they come from, how they are split, and their tokens.
 
-committed_split() / file_split(path, seed) / opus_books_split(seed)
-    -> Split(train, valid) of Pair
-    -> tokenise(pairs, vocabulary, max_length) -> Tokenised(arrays, dropped)
-    -> batching.batch_at(arrays, batch_size, seed, step)
+    committed_split() / file_split(path, seed) / opus_books_split(seed)
+        -> Split(train, valid) of Pair
+        -> tokenise(pairs, vocabulary, max_length) -> Tokenised(arrays, dropped)
+
+`batching.batch_at` takes batches from the arrays.
 """
 
 import lzma

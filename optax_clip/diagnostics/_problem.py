@@ -97,8 +97,7 @@ def state_problem(
     norms = _norms(directions)
     for name, norm in zip(directions, norms, strict=True):
         _checks.check_norm(directions[name], norm, labels[name])
-    if where is not None:
-        loss = on_subset(loss, params, where)
+    loss = on_subset(loss, params, where)
     return Problem(loss, restrict(params, where), directions, norms, single)
 
 
@@ -152,9 +151,11 @@ def fill(subset: Any, tree: Any, where: _checks.Where | None) -> Any:
 
 
 def on_subset(
-    loss: Callable[..., Any], params: Any, where: _checks.Where
+    loss: Callable[..., Any], params: Any, where: _checks.Where | None
 ) -> Callable[..., Any]:
-    """Returns the loss as a function of the selected leaves alone."""
+    """Returns the loss as a function of what `restrict` leaves of the parameters."""
+    if where is None:
+        return loss
     leaves, treedef = jax.tree.flatten(params)
     chosen = [where(path_name(p)) for p, _ in jax.tree.leaves_with_path(params)]
 
@@ -179,8 +180,7 @@ def mean_gradient(
     precision: str | None = "highest",
 ) -> Any:
     """Returns the gradient of the mean loss with respect to the selected leaves."""
-    f = _checks.as_scalar(loss)
-    f = f if where is None else on_subset(f, params, where)
+    f = on_subset(_checks.as_scalar(loss), params, where)
     x = restrict(jax.tree.map(jnp.asarray, params), where)
     with matmul_precision(precision):
         return stream(lambda *part: jax.grad(f)(x, *part), args, microbatches, weight)

@@ -50,8 +50,7 @@ def check_deterministic(
     paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
     paths = paths if where is None else filter(where, paths)
     names = ["the loss", *(f"its gradient at {path or 'params'}" for path in paths)]
-    f = _checks.as_scalar(loss)
-    f = f if where is None else on_subset(f, params, where)
+    f = on_subset(_checks.as_scalar(loss), params, where)
     evaluate, x = jax.value_and_grad(f), restrict(params, where)
     first, second = evaluate(x, *args), evaluate(x, *args)
     leaves = zip(names, jax.tree.leaves(first), jax.tree.leaves(second), strict=True)

@@ -71,10 +71,10 @@ def sample_coordinates(
     sizes = np.array([jnp.size(x) * d for (_, x), d in zip(leaves, drawn, strict=True)])
     if not sizes.sum():
         raise ValueError("tree has no coordinates to draw from.")
-    which, where = jax.random.split(key)
+    which, place = jax.random.split(key)
     shares = jnp.asarray(sizes / sizes.sum(), jnp.float32)
     leaf = jax.random.choice(which, sizes.size, (count,), p=shares)
-    index = jax.random.randint(where, (count,), 0, jnp.asarray(sizes, jnp.int32)[leaf])
+    index = jax.random.randint(place, (count,), 0, jnp.asarray(sizes, jnp.int32)[leaf])
     return Coordinates(leaf, index)
 
 
@@ -183,8 +183,8 @@ def hessian_diagonal(
     _checks.check_choice("estimator", estimator, _ESTIMATORS)
     _check_probes(estimator, probes)
     _checks.check_params(params, where)
-    params, scalar = jax.tree.map(jnp.asarray, params), _checks.as_scalar(loss)
-    f = scalar if where is None else on_subset(scalar, params, where)
+    params = jax.tree.map(jnp.asarray, params)
+    f = on_subset(_checks.as_scalar(loss), params, where)
     x = restrict(params, where)
 
     with measuring(precision, mode, f, x, *args):
@@ -359,8 +359,8 @@ def hessian_diagonal_at(
     """
     _checks.check_choice("mode", mode, PRODUCTS)
     _checks.check_params(params, where)
-    params, scalar = jax.tree.map(jnp.asarray, params), _checks.as_scalar(loss)
-    f = scalar if where is None else on_subset(scalar, params, where)
+    params = jax.tree.map(jnp.asarray, params)
+    f = on_subset(_checks.as_scalar(loss), params, where)
     x = restrict(params, where)
 
     with measuring(precision, mode, f, x, *args):

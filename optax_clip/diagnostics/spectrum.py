@@ -114,8 +114,8 @@ def block_eigenvalues(
     _checks.check_choice("mode", mode, PRODUCTS)
     _checks.check_count("max_iterations", max_iterations)
     _checks.check_params(params, where)
-    parts, scalar = partition(params, blocks, where), _checks.as_scalar(loss)
-    f = scalar if where is None else on_subset(scalar, params, where)
+    parts = partition(params, blocks, where)
+    f = on_subset(_checks.as_scalar(loss), params, where)
     x = restrict(jax.tree.map(jnp.asarray, params), where)
     start = tree_draw(jax.random.normal, key, x)
 
