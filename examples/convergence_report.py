@@ -212,6 +212,8 @@ def _against_rate(
         )
         marks = looks.dots(name) | looks.look(name, fraction)
         axes.plot(*zip(*own, strict=True), **marks)
+    # What rises above the start is no better than anything else up there.
+    axes.set_ylim(top=1.02 * max(run["first_loss"] for run in runs))
     axes.set(xscale="log", xlabel="learning rate", ylabel="final training loss")
     axes.legend(fontsize=7, ncols=2)
 
