@@ -38,6 +38,9 @@ ROW = 512
 SMALL = 2**14
 """Arrays with fewer coordinates are joined, a group at a time."""
 
+JOINED = 128
+"""So many arrays are joined at once: a compiler's time grows with their square."""
+
 SAMPLE = 2**16
 """About so many keys are in the sample, all groups together..."""
 
@@ -155,7 +158,7 @@ def _stacks(
             parts.append(magnitude_key(flat[whole:], dtype))
     for (group, _), parts in loose.items():
         if parts:
-            keys = jnp.concatenate(parts)
+            keys = _joined(parts)
             keys = jnp.pad(keys, (0, -keys.size % ROW), constant_values=-1)
             matrices.append((keys.reshape(-1, ROW), group))
     stacks: dict[Any, _Stack] = {}
@@ -164,6 +167,15 @@ def _stacks(
         stack.matrices.append(matrix)
         stack.groups.append(group)
     return list(stacks.values())
+
+
+def _joined(parts: list[jax.Array]) -> jax.Array:
+    """Vectors as one, in steps that the compiler must not undo."""
+    while len(parts) > JOINED:
+        starts = range(0, len(parts), JOINED)
+        parts = [jnp.concatenate(parts[i : i + JOINED]) for i in starts]
+        parts = list(lax.optimization_barrier(parts))
+    return jnp.concatenate(parts)
 
 
 def _capacity(stacks: Sequence[_Stack], groups: int, shards: Shards) -> jax.Array:
@@ -381,7 +393,7 @@ def _sample(
         for matrix, group in zip(stack.matrices, stack.groups, strict=True):
             flat = matrix.reshape(-1)[:: strides[group]]
             rows[group].append(shards.once(matrix, _keys(flat, dtype), -1))
-    joined = [jnp.concatenate(row) for row in rows]
+    joined = [_joined(row) for row in rows]
     width = max(row.size for row in joined)
     filled = [jnp.pad(row, (0, width - row.size), constant_values=-1) for row in joined]
     sample = jnp.stack(filled)

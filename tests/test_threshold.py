@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optax_clip
-from optax_clip import _ranks
+from optax_clip import _one_device, _ranks
 
 from . import reference
 from .helpers import assert_close, assert_same_bits
@@ -275,6 +275,23 @@ def test_many_leaves_clip_as_one(scope, devices, rng):
     leaves = [rng.standard_cauchy(shape).astype(F32) for shape in shapes]
     updates, state = compiled(scope, devices)(np.float32(0.05), leaves)
     check(leaves, np.float32(0.05), scope, updates, state)
+
+
+def test_small_leaves_are_joined_in_steps(rng):
+    """One join of a thousand operands would take minutes to compile."""
+    most = _one_device.JOINED
+    leaves = [rng.normal(size=200).astype(F32) for _ in range(2 * most + 3)]
+    clip = optax_clip.clip_top_k_coordinates(0.1)
+    update = functools.partial(clip.update, state=clip.init(leaves))
+    joins = [
+        len(e.invars)
+        for e in primitives(jax.make_jaxpr(update)(leaves).jaxpr)
+        if e.primitive.name == "concatenate"
+    ]
+    assert max(joins) == most
+    clipped, _ = jax.jit(update)(leaves)
+    tau = np.sort(np.abs(np.concatenate(leaves)))[-1 - int(0.1 * 200 * len(leaves))]
+    assert_same_bits(clipped, [np.clip(leaf, -tau, tau) for leaf in leaves])
 
 
 def test_a_vmapped_clip_clips_each_row_by_itself(devices, rng):
