@@ -36,7 +36,12 @@ def whole(arrays: Arrays, size: int, fill: Mapping[str, int]) -> list[Arrays]:
     missing = batches * size - count(arrays)
     parts = {
         name: np.split(
-            np.pad(array, ((0, missing), (0, 0)), constant_values=fill[name]), batches
+            np.pad(
+                array,
+                ((0, missing), *[(0, 0)] * (array.ndim - 1)),
+                constant_values=fill[name],
+            ),
+            batches,
         )
         for name, array in arrays.items()
     }
