@@ -103,7 +103,7 @@ def main(settings: Settings, task: Task) -> None:
     folder, console = settings.folder(), Console()
     runs = run_folder.Ledger(folder / "runs.jsonl", sweep.said(console))
     for contender in settings.contenders():
-        train = sweep.trainer(task, *contender, settings.sizes().steps)
+        train = sweep.trainer(task, sweep.by_name(*contender), settings.sizes().steps)
         optimizer = OPTIMIZERS[contender.name](1.0, contender.fraction)
         size = state_bytes(optimizer, task.params)
         known = contender._asdict() | {"state_bytes": size}

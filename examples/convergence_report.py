@@ -46,7 +46,7 @@ def write(folder: Path) -> list[Path]:
         )
         for name, paint in painters.items()
     ]
-    tables = [_ranking(best, settings), _sweep(runs)]
+    tables = [_ranking(best, settings), sweep_table(runs)]
     page = pages.Content(
         f"Convergence: {tasks.TITLES[settings['task']]}",
         _provenance(content, run_folder.day(path)),
@@ -75,7 +75,7 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
     """The best first; what diverged with a later seed is counted, not left out."""
     theirs = paper.LEARNING_RATES.get(settings["task"], {})
     rows = []
-    for (name, fraction), runs in sorted(best.items(), key=lambda x: _mean(x[1])):
+    for (name, fraction), runs in sorted(best.items(), key=lambda x: mean_loss(x[1])):
         finite = [run["loss"] for run in runs if run["loss"] is not None]
         diverged = len(runs) - len(finite)
         reported = "relative" if name in theirs and theirs[name] is None else "-"
@@ -110,7 +110,7 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
     )
 
 
-def _sweep(runs: Sequence[Run]) -> Table:
+def sweep_table(runs: Sequence[Run]) -> Table:
     """Every learning rate that was tried."""
     own = [run for run in runs if not run["seed"]]
     rates = sorted({run["learning_rate"] for run in own})
@@ -129,7 +129,7 @@ def _sweep(runs: Sequence[Run]) -> Table:
     )
 
 
-def _mean(runs: Sequence[Run]) -> float:
+def mean_loss(runs: Sequence[Run]) -> float:
     finite = [run["loss"] for run in runs if run["loss"] is not None]
     return float(np.mean(finite)) if finite else float("inf")
 
@@ -146,16 +146,16 @@ def _main(best: Winners, settings: Mapping[str, Any]) -> Winners:
 
 
 def _loss_curves(best: Winners, settings: Mapping[str, Any], figure: Figure) -> None:
-    _curves(_main(best, settings), figure)
+    loss_curves(_main(best, settings), figure)
     figure.axes[0].set(xlabel="step")
 
 
 def _against_time(best: Winners, settings: Mapping[str, Any], figure: Figure) -> None:
-    _curves(_main(best, settings), figure, timed=True)
+    loss_curves(_main(best, settings), figure, timed=True)
     figure.axes[0].set(xlabel="seconds of training (median step, compilation apart)")
 
 
-def _curves(best: Winners, figure: Figure, *, timed: bool = False) -> None:
+def loss_curves(best: Winners, figure: Figure, *, timed: bool = False) -> None:
     """The mean over the seeds, in a band from the lowest to the highest."""
     axes, highest, lowest = figure.subplots(), [], []
     for (name, fraction), runs in best.items():
@@ -224,10 +224,12 @@ def _against_fraction(
     del settings
     axes = figure.subplots()
     found = _fractions(best)
-    means = [_mean(runs) for runs in found.values()]
+    means = [mean_loss(runs) for runs in found.values()]
     axes.plot(list(found), means, **looks.dots("clipped_sgd") | {"linestyle": "--"})
     if plain := next((runs for (name, _), runs in best.items() if name == "sgd"), None):
-        axes.axhline(_mean(plain), color=looks.COLOURS["sgd"], label="SGD, not clipped")
+        axes.axhline(
+            mean_loss(plain), color=looks.COLOURS["sgd"], label="SGD, not clipped"
+        )
         axes.legend()
     axes.set(
         xscale="log",

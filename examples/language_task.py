@@ -6,10 +6,11 @@ of a row is the same function in every epoch, as the papers' is.
 
 import dataclasses
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+from flax import nnx
 
 from examples.data import masking, reviews, subwords
 from examples.data.batching import Arrays, count, padded, whole
@@ -63,6 +64,43 @@ class LanguageTask(Task):
         }
 
 
+class Loaded(NamedTuple):
+    """An encoder and its subwords, and the files that they are from."""
+
+    config: encoder.EncoderConfig
+    graphdef: nnx.GraphDef
+    params: Params
+    words: subwords.Subwords
+    files: list[Path]
+
+
+def load_encoder(init: str, *, head: bool = True) -> Loaded:
+    """A folder in the Hugging Face layout, a name on the hub, or "minilm".
+
+    Without `head`, one that has no masked-LM head will do; it gets a new one.
+    """
+    mini = init == minilm.NAME
+    folder = minilm.encoder_folder() if mini else checkpoint.local_folder(init)
+    if mini and head:
+        config, graphdef, params = minilm.load(folder)
+    else:
+        fresh = None if head else 0
+        config, graphdef, params = huggingface_encoder.load(folder, fresh_head=fresh)
+    words = subwords.for_checkpoint(folder, config.vocab_size, config.pad_token_id)
+    files = [*checkpoint.weight_files(folder), folder / "tokenizer.json"]
+    files += [minilm.HEAD / checkpoint.WEIGHTS] if mini and head else []
+    return Loaded(config, graphdef, params, words, files)
+
+
+def check_length(length: int, config: encoder.EncoderConfig, init: str) -> None:
+    """Refuses rows that the encoder has no positions for."""
+    if not 3 <= length <= config.max_length:
+        raise ValueError(
+            f"--max-length must be from 3 to the {config.max_length} positions of "
+            f"{init}; got {length}."
+        )
+
+
 def load_masked_lm(settings: LanguageSettings) -> LanguageTask:
     """An encoder that predicts masked tokens, and documents with fixed masks.
 
@@ -79,23 +117,16 @@ def load_causal_lm(settings: LanguageSettings) -> LanguageTask:
 
 
 def _load(settings: LanguageSettings, *, causal: bool) -> LanguageTask:
-    mini = settings.init == minilm.NAME
-    folder = minilm.encoder_folder() if mini else checkpoint.local_folder(settings.init)
-    load = minilm.load if mini else huggingface_encoder.load
-    config, graphdef, params = load(folder)
+    loaded = load_encoder(settings.init)
+    config, words = loaded.config, loaded.words
     if config.causal != causal:
         kinds = {True: "a causal one", False: "one that looks both ways"}
         raise ValueError(
             f"{settings.init}: expected {kinds[causal]}, got {kinds[config.causal]}: "
             f"{'the masked-LM' if config.causal else 'the causal-LM'} task is not its."
         )
-    words = subwords.for_checkpoint(folder, config.vocab_size, config.pad_token_id)
     L = settings.max_length
-    if not 3 <= L <= config.max_length:
-        raise ValueError(
-            f"--max-length must be from 3 to the {config.max_length} positions of "
-            f"{settings.init}; got {L}."
-        )
+    check_length(L, config, settings.init)
     split = reviews.load(settings.documents, settings.seed)
     valid = split.valid[: settings.held_out]
     rows = settings.batch_size * settings.measured_batches
@@ -113,15 +144,13 @@ def _load(settings: LanguageSettings, *, causal: bool) -> LanguageTask:
         {name: array[rows] for name, array in arrays.items()}
         for rows in np.split(np.arange(len(ids_BxL)), [len(split.train)])
     )
-    data = settings.documents or reviews.imdb_file()
-    head = [minilm.HEAD / checkpoint.WEIGHTS] if mini else []
-    weights = [*checkpoint.weight_files(folder), *head]
+    data = settings.documents or reviews.package_file()
     return LanguageTask(
         config=config,
-        graphdef=graphdef,
-        params=params,
+        graphdef=loaded.graphdef,
+        params=loaded.params,
         words=words,
-        files=[*weights, folder / "tokenizer.json", data],
+        files=[*loaded.files, data],
         train=train,
         held_out=held_out,
         batch_size=settings.batch_size,

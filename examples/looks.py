@@ -24,6 +24,15 @@ COLOURS = {
     "norm_clipped_sgd": "#8C564B",
     "adamw": "#003F6B",
     "muon": "#000000",
+    "plain_sgd": "#F0A070",
+    "heavy_ball_sgd": "#A04000",
+    "plain_sign_sgd": "#AAAAAA",
+    "rmsprop": "#E69F00",
+    "adam_eps_1e-6": "#2A8FD0",
+    "adam_eps_1e-4": "#56B4E9",
+    "adam_eps_1e-2": "#8FCFF2",
+    "adam_eps_1": "#C0E4F8",
+    "sgd_per_leaf": "#009E73",
 }
 _STYLE = {
     "font.size": 9,

@@ -53,8 +53,26 @@ def _sign_sgd(rate: Any, _: float) -> optax.GradientTransformation:
     )
 
 
+def _plain_sign_sgd(rate: Any, _: float) -> optax.GradientTransformation:
+    return optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(rate))
+
+
+def _rmsprop(rate: Any, _: float) -> optax.GradientTransformation:
+    """With PyTorch's defaults, which the second paper takes."""
+    return optax.rmsprop(rate, decay=0.99, eps=1e-8, eps_in_sqrt=False)
+
+
+def _adam(epsilon: float) -> Factory:
+    return lambda rate, _: optax.adam(rate, eps=epsilon)
+
+
+# Adam divides by |gradient| + epsilon: the larger it is, the softer is the sign.
+EPSILONS = ("1e-6", "1e-4", "1e-2", "1")
+
+
 # (learning rate, clipped fraction) -> optimizer. Momentum is the papers' moving average
-# with 0.9; those that do not clip ignore the fraction.
+# with 0.9; those that do not clip ignore the fraction. The heavy ball is the second
+# paper's momentum, which is the moving average at ten times the learning rate.
 OPTIMIZERS: Mapping[str, Factory] = {
     "sgd": _sgd,
     "clipped_sgd": optax_clip.clipped_sgd,
@@ -71,6 +89,14 @@ OPTIMIZERS: Mapping[str, Factory] = {
     "norm_clipped_sgd": _norm_clipped_sgd,
     "adamw": lambda rate, _: optax.adamw(rate, weight_decay=0.01),
     "muon": lambda rate, _: optax.contrib.muon(rate),
+    "plain_sgd": lambda rate, _: optax.sgd(rate),
+    "heavy_ball_sgd": lambda rate, _: optax.sgd(rate, momentum=0.9),
+    "plain_sign_sgd": _plain_sign_sgd,
+    "rmsprop": _rmsprop,
+    **{f"adam_eps_{epsilon}": _adam(float(epsilon)) for epsilon in EPSILONS},
+    "clipped_sgd_per_leaf": lambda rate, fraction: optax_clip.clipped_sgd(
+        rate, fraction, scope="leaf"
+    ),
 }
 
 # The seven whose directions the paper compares on one trajectory.
@@ -97,6 +123,19 @@ LONG_VERSION_FRACTION = 0.5
 # Today's competitors of clipped SGD.
 TODAYS = ("norm_clipped_sgd", "adamw", "lion", "muon")
 
+# The second paper's six, Adam's epsilon from a hard sign to a soft one, and ours.
+SECOND_PAPER = (
+    "plain_sgd",
+    "heavy_ball_sgd",
+    "plain_sign_sgd",
+    "sign_sgd",
+    "rmsprop",
+    "adam",
+    *(f"adam_eps_{epsilon}" for epsilon in EPSILONS),
+    "clipped_sgd",
+    "clipped_sgd_per_leaf",
+)
+
 # Without a learning rate Adafactor takes its relative step.
 _RELATIVE = ("adafactor", "clipped_adafactor")
 
@@ -111,6 +150,12 @@ _LABELS = {
     "norm_clipped_sgd": "SGD, norm clipped to 1",
     "adamw": "AdamW",
     "muon": "Muon",
+    "plain_sgd": "SGD without momentum",
+    "heavy_ball_sgd": "SGD, heavy ball",
+    "plain_sign_sgd": "sign SGD without momentum",
+    "rmsprop": "RMSProp",
+    **{f"adam_eps_{epsilon}": f"Adam, epsilon {epsilon}" for epsilon in EPSILONS},
+    "sgd_per_leaf": "SGD leaf by leaf",
 }
 
 

@@ -1,7 +1,8 @@
 """The pictures of a run, made from its files and nothing else.
 
 `python -m examples.plots runs/finetune_t5` draws them again; for runs of
-`examples.sharpness` and `examples.convergence` it writes the tables, too.
+`examples.sharpness`, `examples.convergence` and `examples.heterogeneity` it writes the
+tables, too.
 """
 
 import functools
@@ -14,7 +15,13 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from examples import convergence_report, looks, run_folder, sharpness_report
+from examples import (
+    convergence_report,
+    heterogeneity_report,
+    looks,
+    run_folder,
+    sharpness_report,
+)
 from examples.optimizers import label
 
 _WINDOW = 10  # batches in the mean of a loss curve
@@ -25,6 +32,8 @@ def plot(run: tyro.conf.Positional[Path]) -> list[Path]:
     settings = run / "settings.json"
     if settings.is_file() and "trajectory" in run_folder.read_settings(settings):
         return sharpness_report.write(run)
+    if settings.is_file() and "clip_norm" in run_folder.read_settings(settings):
+        return heterogeneity_report.write(run)
     if (run / "runs.jsonl").is_file():
         return convergence_report.write(run)
     return plot_run(run)

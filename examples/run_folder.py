@@ -163,15 +163,18 @@ class Ledger:
 
     def once(self, wanted: Mapping[str, Any], work: Callable[[], Line]) -> Line:
         """The line that has what is wanted; if there is none, what `work` returns."""
-        wanted = _jsonable(wanted)
-        for line in self.lines:
-            if wanted.items() <= line.items():
-                return line
-        self.lines.append(wanted | _jsonable(work()))
+        if (line := self.find(wanted)) is not None:
+            return line
+        self.lines.append(_jsonable(wanted) | _jsonable(work()))
         with self.path.open("a") as file:
             file.write(json.dumps(self.lines[-1]) + "\n")
         self.show(self.lines[-1])
         return self.lines[-1]
+
+    def find(self, wanted: Mapping[str, Any]) -> Line | None:
+        """The line that has what is wanted."""
+        items = _jsonable(wanted).items()
+        return next((line for line in self.lines if items <= line.items()), None)
 
 
 def write_lines(path: Path, lines: Iterable[Line]) -> None:

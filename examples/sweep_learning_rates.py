@@ -29,7 +29,7 @@ from examples import report, run_folder
 from examples.finetune_t5 import Settings
 from examples.optimizers import LEARNING_RATES, OPTIMIZERS
 from examples.task import Task, load_translation
-from examples.training import TrainState, train_step
+from examples.training import Params, Parts, TrainState, train_step
 
 # Where the search begins, in half-decades: -4 is 1e-2. It goes on from there by itself.
 _START = {
@@ -65,7 +65,7 @@ def main(
     console = Console()
     runs = run_folder.Ledger(settings.run / "runs.jsonl", said(console))
     for name in settings.optimizer:
-        train = trainer(task, name, settings.fraction, settings.steps)
+        train = trainer(task, by_name(name, settings.fraction), settings.steps)
 
         def loss(half: int, name: str = name, train: Callable = train) -> float:
             """The final training loss with this rate; inf if it diverged."""
@@ -118,24 +118,38 @@ class Trained(NamedTuple):
 
     losses: list[float]  # the last one is not finite if it diverged
     step_seconds: float  # median
+    params: Params
 
 
 def trainer(
-    task: Task, name: str, fraction: float, steps: int
+    task: Task,
+    optimizer: Callable[[Any], optax.GradientTransformation],
+    steps: int,
+    *,
+    parts: Parts | None = None,
+    watch: Callable[[int, TrainState], None] | None = None,
 ) -> Callable[..., Trained]:
-    """Learning rate (and seed) -> training; one compilation serves all of them."""
-    optimizer = optax.inject_hyperparams(
-        lambda learning_rate: OPTIMIZERS[name](learning_rate, fraction)
-    )
-    step_function = train_step(task.train_loss, optimizer(learning_rate=1.0))
+    """Learning rate (and seed) -> training; one compilation serves all of them.
 
-    def train(learning_rate: float | None, seed: int = task.seed) -> Trained:
+    `optimizer` makes one of a learning rate; `watch` sees the state before each step
+    and at the end, with the number of updates that were made.
+    """
+    injected = optax.inject_hyperparams(lambda learning_rate: optimizer(learning_rate))
+    step_function = train_step(
+        task.train_loss, injected(learning_rate=1.0), None, parts
+    )
+
+    def train(
+        learning_rate: float | None, seed: int = task.seed, params: Params = task.params
+    ) -> Trained:
         seeded, key = dataclasses.replace(task, seed=seed), jax.random.key(seed)
-        params = jax.tree.map(jnp.copy, task.params)
-        state = TrainState(params, optimizer(learning_rate=learning_rate).init(params))
+        params = jax.tree.map(jnp.copy, params)
+        state = TrainState(params, injected(learning_rate=learning_rate).init(params))
         losses: list[float] = []
         times = [time.perf_counter()]
         for step in range(steps):
+            if watch:
+                watch(step, state)
             state, metrics = step_function(
                 state, seeded.batch_at(step), jax.random.fold_in(key, step)
             )
@@ -143,9 +157,16 @@ def trainer(
             times.append(time.perf_counter())
             if not math.isfinite(losses[-1]):
                 break
-        return Trained(losses, float(np.median(np.diff(times))))
+        if watch:
+            watch(len(losses), state)
+        return Trained(losses, float(np.median(np.diff(times))), state.params)
 
     return train
+
+
+def by_name(name: str, fraction: float) -> Callable[[Any], Any]:
+    """Learning rate -> one of the examples' optimizers."""
+    return lambda rate: OPTIMIZERS[name](rate, fraction)
 
 
 def outcome(losses: Sequence[float]) -> Run:

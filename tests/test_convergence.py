@@ -18,15 +18,18 @@ def trained(monkeypatch):
     """Trainings whose loss is best at a rate of 1, and what was trained."""
     calls = []
 
-    def trainer(task, name, fraction, steps):
+    def trainer(task, contender, steps):
+        name, fraction = contender
+
         def train(rate, seed):
             calls.append((name, fraction, rate, seed))
             distance = abs(np.log10(rate))
             last = float("nan") if rate > 50 else distance + fraction + seed / 100
-            return sweep.Trained([9.0, last], step_seconds=0.1)
+            return sweep.Trained([9.0, last], step_seconds=0.1, params=None)
 
         return train
 
+    monkeypatch.setattr(sweep, "by_name", lambda *contender: contender)
     monkeypatch.setattr(sweep, "trainer", trainer)
     return calls
 

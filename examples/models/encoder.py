@@ -10,7 +10,7 @@ predict, D hidden_size, H heads, K a head's width, V vocabulary.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +75,25 @@ class EncoderConfig:
         return self.max_position_embeddings - unused
 
 
+class LayerConfig(Protocol):
+    """What a layer asks of a configuration, of texts or of images."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+    @property
+    def hidden_dropout_prob(self) -> float: ...
+    @property
+    def attention_probs_dropout_prob(self) -> float: ...
+    @property
+    def norm_placement(self) -> Literal["post", "pre"]: ...
+
+
 def init(config: EncoderConfig, seed: int | Array) -> tuple[nnx.GraphDef, Params]:
     """Fresh float32 weights with the spread of BERT's; `seed` may be traced."""
     graphdef, state = nnx.split(Encoder(config, nnx.Rngs(jax.random.key(seed))))
@@ -123,11 +142,11 @@ class Encoder(nnx.Module):
         self.embed = Embed(config.vocab_size, D, 0.02, rngs)
         self.position_embed = Embed(config.max_position_embeddings, D, 0.02, rngs)
         self.type_embed = Embed(config.type_vocab_size, D, 0.02, rngs)
-        self.embed_norm = _norm(config, rngs)
+        self.embed_norm = layer_norm(config, rngs)
         depth = config.num_hidden_layers
         self.layers = nnx.List(Layer(config, rngs) for _ in range(depth))
         if config.norm_placement == "pre":
-            self.norm = _norm(config, rngs)
+            self.norm = layer_norm(config, rngs)
         self.head = Head(config, rngs)
 
     def __call__(
@@ -162,12 +181,12 @@ class Encoder(nnx.Module):
 class Layer(nnx.Module):
     """Self-attention and feed-forward, each with a residual and a norm."""
 
-    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: LayerConfig, rngs: nnx.Rngs):
         self.config = config
         self.attention = Attention(config, rngs)
-        self.attention_norm = _norm(config, rngs)
+        self.attention_norm = layer_norm(config, rngs)
         self.feed_forward = FeedForward(config, rngs)
-        self.feed_forward_norm = _norm(config, rngs)
+        self.feed_forward_norm = layer_norm(config, rngs)
 
     def __call__(self, y_BxLxD: Array, mask_Bx1xTxL: Array, rngs: Rngs) -> Array:
         if self.config.norm_placement == "pre":
@@ -181,11 +200,11 @@ class Layer(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention."""
 
-    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: LayerConfig, rngs: nnx.Rngs):
         self.config = config
         D = config.hidden_size
-        self.query, self.key = _linear(D, D, rngs), _linear(D, D, rngs)
-        self.value, self.output = _linear(D, D, rngs), _linear(D, D, rngs)
+        self.query, self.key = linear(D, D, rngs), linear(D, D, rngs)
+        self.value, self.output = linear(D, D, rngs), linear(D, D, rngs)
 
     def heads(self, y_BxLxD: Array) -> Array:
         return y_BxLxD.reshape(*y_BxLxD.shape[:2], self.config.num_attention_heads, -1)
@@ -210,10 +229,10 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: LayerConfig, rngs: nnx.Rngs):
         self.config = config
-        self.input = _linear(config.hidden_size, config.intermediate_size, rngs)
-        self.output = _linear(config.intermediate_size, config.hidden_size, rngs)
+        self.input = linear(config.hidden_size, config.intermediate_size, rngs)
+        self.output = linear(config.intermediate_size, config.hidden_size, rngs)
 
     def __call__(self, y_BxLxD: Array, rngs: Rngs) -> Array:
         y_BxLxD = self.output(jax.nn.gelu(self.input(y_BxLxD), approximate=False))
@@ -224,8 +243,8 @@ class Head(nnx.Module):
     """Scores every id of the vocabulary with its embedding and a bias."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
-        self.dense = _linear(config.hidden_size, config.hidden_size, rngs)
-        self.norm = _norm(config, rngs)
+        self.dense = linear(config.hidden_size, config.hidden_size, rngs)
+        self.norm = layer_norm(config, rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))
 
     def __call__(self, y_BxMxD: Array, embed: Embed) -> Array:
@@ -233,12 +252,12 @@ class Head(nnx.Module):
         return embed.attend(y_BxMxD) + self.bias[...][None, None]
 
 
-def _linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
     normal = nnx.initializers.normal(0.02)
     return nnx.Linear(inputs, outputs, kernel_init=normal, rngs=rngs)
 
 
-def _norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(config: LayerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     # The fast variance is a difference of squares, which cancels.
     D, epsilon = config.hidden_size, config.layer_norm_eps
     return nnx.LayerNorm(D, epsilon=epsilon, use_fast_variance=False, rngs=rngs)

@@ -120,29 +120,29 @@ def tensor_names(config: EncoderConfig, prefix: str | None = None) -> dict[str, 
     `prefix` stands before all but the head, and is the type of the model if not given.
     """
     prefix = f"{config.model_type}." if prefix is None else prefix
-    names = _norm(f"{prefix}embeddings.LayerNorm", "embed_norm")
+    names = norm_names(f"{prefix}embeddings.LayerNorm", "embed_norm")
     for theirs, ours in EMBEDDINGS.items():
         names[f"{prefix}embeddings.{theirs}_embeddings.weight"] = (ours, "embedding")
     for i in range(config.num_hidden_layers):
         for theirs, ours in LAYER.items():
-            entry = _norm if "LayerNorm" in theirs else _linear
+            entry = norm_names if "LayerNorm" in theirs else linear_names
             names |= entry(f"{prefix}encoder.layer.{i}.{theirs}", "layers", i, *ours)
     if config.model_type == "bert":
-        names |= _linear("cls.predictions.transform.dense", "head", "dense")
-        names |= _norm("cls.predictions.transform.LayerNorm", "head", "norm")
+        names |= linear_names("cls.predictions.transform.dense", "head", "dense")
+        names |= norm_names("cls.predictions.transform.LayerNorm", "head", "norm")
         names["cls.predictions.bias"] = ("head", "bias")
     else:
-        names |= _linear("lm_head.dense", "head", "dense")
-        names |= _norm("lm_head.layer_norm", "head", "norm")
+        names |= linear_names("lm_head.dense", "head", "dense")
+        names |= norm_names("lm_head.layer_norm", "head", "norm")
         names["lm_head.bias"] = ("head", "bias")
     return names
 
 
-def _linear(name: str, *keys: str | int) -> dict[str, Keys]:
+def linear_names(name: str, *keys: str | int) -> dict[str, Keys]:
     return {f"{name}.weight": (*keys, "kernel"), f"{name}.bias": (*keys, "bias")}
 
 
-def _norm(name: str, *keys: str | int) -> dict[str, Keys]:
+def norm_names(name: str, *keys: str | int) -> dict[str, Keys]:
     return {f"{name}.weight": (*keys, "scale"), f"{name}.bias": (*keys, "bias")}
 
 

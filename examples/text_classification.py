@@ -1,0 +1,113 @@
+"""Sorting texts into classes as a task: an encoder with one linear head.
+
+task = load("rotten_tomatoes", model="pretrained", init="minilm", max_length=32,
+            batch_size=16, held_out=256, seed=0)
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from examples import pretrain_encoder
+from examples.classification import ClassificationTask
+from examples.data import labelled, reviews, subwords
+from examples.data.batching import Arrays, padded
+from examples.language_task import check_length, load_encoder
+from examples.models import classifier, encoder
+from examples.models.t5 import Params
+
+TASKS = labelled.NAMES
+MODELS = ("pretrained", "post_ln", "pre_ln")
+
+
+def load(
+    task: str,
+    *,
+    model: str,
+    init: str,
+    max_length: int,
+    batch_size: int,
+    held_out: int,
+    seed: int,
+    file: Path | None = None,
+    rows: int | None = None,
+) -> ClassificationTask:
+    """Loads and tokenises everything; texts are cut to one length.
+
+    A pretrained model is the checkpoint `init` with a fresh head; post_ln and pre_ln
+    are small encoders from scratch that differ in where the layer norms are.
+
+    Raises:
+        ValueError, OSError, ImportError, RuntimeError: something is missing or does not
+            fit, said in one sentence.
+    """
+    if model not in MODELS:
+        raise ValueError(
+            f"--model: for texts expected one of {', '.join(MODELS)}; got {model}."
+        )
+    files: list[Path] = []
+    pretrained: Params | None = None
+    if model == "pretrained":
+        loaded = load_encoder(init, head=False)
+        config, pretrained, words = loaded.config, loaded.params, loaded.words
+        files += loaded.files
+        if config.causal:
+            raise ValueError(
+                f"{init}: expected an encoder that looks both ways, got a causal one."
+            )
+    else:
+        words = subwords.load()
+        config = _small(words, max_length, "pre" if model == "pre_ln" else "post")
+        files.append(subwords.COMMITTED)
+    check_length(max_length, config, init)
+    split = labelled.load(task, seed, file)
+    graphdef, params = classifier.init(config, len(split.classes), seed)
+    if pretrained is not None:
+        params = {**pretrained, "head": params["head"]}
+    train, valid = split.train[:rows], split.valid[:held_out]
+    if batch_size > len(train):
+        raise ValueError(
+            f"expected at least {batch_size} training texts, a batch, got {len(train)}."
+        )
+    drops = config.hidden_dropout_prob or config.attention_probs_dropout_prob
+    return ClassificationTask(
+        config=config,
+        graphdef=graphdef,
+        params=params,
+        logits=classifier.logits(graphdef),
+        classes=split.classes,
+        dropout=drops > 0,
+        files=[*files, *data_files(task, file)],
+        train=_arrays(train, words, max_length),
+        held_out=_arrays(valid, words, max_length),
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+def data_files(task: str, file: Path | None) -> list[Path]:
+    """What a set depends on; those of the hub are not in files of ours."""
+    if file:
+        return [file]
+    if task in ("rotten_tomatoes", "imdb"):
+        return [reviews.package_file()]
+    return []
+
+
+def _small(
+    words: subwords.Subwords, max_length: int, norm_placement: Literal["pre", "post"]
+) -> encoder.EncoderConfig:
+    """The sizes of the encoder that this project pretrains."""
+    settings = pretrain_encoder.Settings(length=max_length)
+    config = pretrain_encoder.model_config(settings, words)
+    return dataclasses.replace(config, norm_placement=norm_placement)
+
+
+def _arrays(
+    rows: list[labelled.Labelled], words: subwords.Subwords, max_length: int
+) -> Arrays:
+    ids = words.encode_pairs([(row.text, row.second) for row in rows], max_length)
+    labels = np.array([row.label for row in rows], np.int32)
+    return {"ids": padded(ids, max_length, words.pad), "labels": labels}
