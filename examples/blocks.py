@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 import optax_clip
 from examples import norms
@@ -43,32 +45,34 @@ class Instruments:
         )
         self._clip = {scope: jax.jit(_clipper(scope)) for scope in SCOPES}
         self._norms = jax.jit(functools.partial(_jacobian_norms, task))
+        self._describe = jax.jit(_describe)
+        self._complexity = jax.jit(diagnostics.hessian_complexity)
 
     def measure(self, params: Params) -> Numbers:
         """Everything, in plain numbers."""
         loss, gradient = self._gradient(params, self.batch)
         found = self._eigenvalues(params, jax.random.key(0), self.batch)
         curvatures = {name: ends.spectral_norm for name, ends in found.items()}
-        sizes = diagnostics.block_norms(gradient)
-        complexity = diagnostics.hessian_complexity(gradient, curvatures)
+        described = self._describe(gradient, curvatures)
+        blocks = {
+            name: {
+                "size": norm.size,
+                "l2": norm.l2,
+                "rms": norm.rms,
+                "top": found[name].top,
+                "bottom": found[name].bottom,
+            }
+            for name, norm in described["blocks"].items()
+        }
         return {
-            "loss": float(loss),
-            "blocks": {
-                name: {
-                    "size": int(norm.size),
-                    "l2": float(norm.l2),
-                    "rms": float(norm.rms),
-                    "top": float(found[name].top),
-                    "bottom": float(found[name].bottom),
-                }
-                for name, norm in sizes.items()
-            },
-            "heterogeneity": _heterogeneity(sizes),
-            "complexity": _floats(complexity),
-            "correlation": _correlation(sizes, curvatures),
+            "loss": loss,
+            "blocks": blocks,
+            "heterogeneity": described["heterogeneity"],
+            "complexity": self._complexity(gradient, curvatures)._asdict(),
+            "correlation": _correlation(blocks, curvatures),
             "directions": self._directions(params, gradient, curvatures),
-            "norms": {k: float(x) for k, x in self._norms(params, self.batch).items()},
-            "head_norm": float(jnp.linalg.norm(params["head"]["kernel"])),
+            "norms": self._norms(params, self.batch),
+            "head_norm": jnp.linalg.norm(params["head"]["kernel"]),
         }
 
     def _directions(
@@ -84,15 +88,42 @@ class Instruments:
                 for fraction in self.clipped
             },
         }
-        sharpness = self._sharpness(params, directions, self.batch)
-        return {
-            name: {
-                "sharpness": float(sharpness[name]),
-                "bound": float(diagnostics.sharpness_bound(direction, curvatures)),
-                "heterogeneity": _heterogeneity(diagnostics.block_norms(direction)),
-            }
-            for name, direction in directions.items()
-        }
+        found = {}
+        for name, direction in directions.items():
+            # Where most coordinates are 0, such as those of an embedding's unused
+            # rows, the threshold may be 0, and with it everything.
+            if _norm(direction) > 0:
+                described = self._describe(direction, curvatures)
+                found[name] = {
+                    "sharpness": self._sharpness(params, direction, self.batch),
+                    "bound": described["bound"],
+                    "heterogeneity": described["heterogeneity"],
+                }
+        return found
+
+
+_norm = jax.jit(optax.tree.norm)
+
+
+def _describe(direction: Params, curvatures: Mapping[str, Any]) -> Numbers:
+    """Norms of the blocks, how unequal they are, and the bound of the sharpness.
+
+    Heterogeneity is that of the norms, norms per parameter, and squared norms.
+    """
+    blocks = diagnostics.block_norms(direction)
+    readings = {
+        "l2": {name: norm.l2 for name, norm in blocks.items()},
+        "rms": {name: norm.rms for name, norm in blocks.items()},
+        "squared": {name: norm.l2**2 for name, norm in blocks.items()},
+    }
+    return {
+        "blocks": blocks,
+        "bound": diagnostics.sharpness_bound(direction, curvatures),
+        "heterogeneity": {
+            name: diagnostics.heterogeneity(values)._asdict()
+            for name, values in readings.items()
+        },
+    }
 
 
 def _clipper(scope: Any) -> Any:
@@ -112,34 +143,16 @@ def _jacobian_norms(
     return norms.jacobian_norms(task.graphdef, params, lambda model: model(inputs))
 
 
-def _heterogeneity(sizes: Mapping[str, diagnostics.BlockNorm]) -> Numbers:
-    """Of the blocks' norms, norms per parameter, and squared norms."""
-    readings = {
-        "l2": {name: norm.l2 for name, norm in sizes.items()},
-        "rms": {name: norm.rms for name, norm in sizes.items()},
-        "squared": {name: norm.l2**2 for name, norm in sizes.items()},
-    }
-    return {
-        name: _floats(diagnostics.heterogeneity(values))
-        for name, values in readings.items()
-    }
+_correlate = jax.jit(diagnostics.magnitude_correlation)
 
 
 def _correlation(
-    sizes: Mapping[str, diagnostics.BlockNorm], curvatures: Mapping[str, Any]
+    blocks: Mapping[str, Numbers], curvatures: Mapping[str, Any]
 ) -> Numbers:
     """Of the blocks' gradient norms and curvatures, those that vanish left out."""
-    gradients = jnp.stack([sizes[name].l2 for name in curvatures])
-    h = jnp.stack(list(curvatures.values()))
+    gradients = np.array([blocks[name]["l2"] for name in curvatures])
+    h = np.array(list(curvatures.values()))
     kept = (gradients > _VANISHING * gradients.max()) & (h > _VANISHING * h.max())
-    found = diagnostics.magnitude_correlation(
-        gradients[kept], h[kept], jax.random.key(0)
-    )
-    return {
-        "blocks": int(kept.sum()),
-        **{name: value.tolist() for name, value in found._asdict().items()},
-    }
-
-
-def _floats(values: Any) -> dict[str, float]:
-    return {name: float(value) for name, value in values._asdict().items()}
+    found = _correlate(gradients[kept], h[kept], jax.random.key(0))
+    numbers = {name: np.asarray(x).tolist() for name, x in found._asdict().items()}
+    return {"blocks": int(kept.sum()), **numbers}

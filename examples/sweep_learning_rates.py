@@ -37,6 +37,15 @@ _START = {
     "clipped_sgd": 2,
     "normalized_sgd": -6,
     "clipped_normalized_sgd": -6,
+    "plain_sgd": -1,
+    "heavy_ball_sgd": -3,
+    "clipped_sgd_per_leaf": 0,
+    "plain_sign_sgd": -8,
+    "sign_sgd": -8,
+    "rmsprop": -7,
+    "adam_eps_1e-4": -4,
+    "adam_eps_1e-2": -2,
+    "adam_eps_1": 0,
 }
 _START_ELSEWHERE = -5
 _FARTHEST = 16  # half-decades from the start, where something else must be wrong

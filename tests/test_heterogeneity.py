@@ -94,10 +94,11 @@ def test_clipping_half_of_the_coordinates_makes_blocks_more_equal(run):
     found = heterogeneity_report.clippings(moment)
     for scope in ("global", "leaf"):
         gini = {f: n["heterogeneity"]["rms"]["gini"] for f, n in found[scope].items()}
-        assert set(gini) == {0.0, 0.05, 0.5}
+        # Half of the coordinates would be nearly all that are not 0.
+        assert set(gini) == {0.0, 0.001, 0.05}
     of_global = found["global"]
     assert (
-        of_global[0.5]["heterogeneity"]["rms"]["gini"]
+        of_global[0.05]["heterogeneity"]["rms"]["gini"]
         < of_global[0.0]["heterogeneity"]["rms"]["gini"]
     )
 
