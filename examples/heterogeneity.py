@@ -141,13 +141,8 @@ class Settings:
     def contenders(self) -> list[Contender]:
         """The optimizers, and clipped SGD at other fractions if it is among them."""
         first = [Contender(name, self.fraction) for name in self.optimizer]
-        others = [
-            Contender(name, fraction)
-            for fraction in self.sizes().fractions
-            for name in ("clipped_sgd", "clipped_sgd_per_leaf")
-            if name in self.optimizer and fraction != self.fraction
-        ]
-        return first + others
+        others = [Contender("clipped_sgd", f) for f in self.sizes().fractions]
+        return first + (others if "clipped_sgd" in self.optimizer else [])
 
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers of a training."""

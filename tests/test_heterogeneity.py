@@ -83,24 +83,19 @@ def test_blocks_are_measured_along_adams_training(run):
     assert first["complexity"]["gradient"] == pytest.approx(by_gradient, rel=1e-4)
     assert first["complexity"]["sign"] == pytest.approx(by_size, rel=1e-4)
     assert first["directions"]["gradient"]["bound"] == pytest.approx(by_gradient)
-    assert first["directions"]["sign"]["bound"] == pytest.approx(by_size, rel=0.05)
     gini = diagnostics.heterogeneity([b["l2"] for b in first["blocks"].values()])
     assert first["heterogeneity"]["l2"]["gini"] == pytest.approx(float(gini.gini))
     assert "layers/0/feed_forward_norm" in first["norms"]
 
 
-def test_clipping_half_of_the_coordinates_makes_blocks_more_equal(run):
+def test_clipping_makes_blocks_more_equal(run):
     moment = json.loads((run.run / "summary.json").read_text())["moments"][0]
     found = heterogeneity_report.clippings(moment)
     for scope in ("global", "leaf"):
         gini = {f: n["heterogeneity"]["rms"]["gini"] for f, n in found[scope].items()}
-        # Half of the coordinates would be nearly all that are not 0.
-        assert set(gini) == {0.0, 0.001, 0.05}
-    of_global = found["global"]
-    assert (
-        of_global[0.05]["heterogeneity"]["rms"]["gini"]
-        < of_global[0.0]["heterogeneity"]["rms"]["gini"]
-    )
+        assert gini[0.001] < gini[0.0]
+    # Fewer coordinates are not 0: the embeddings of the words in the batch.
+    assert (0.05 in found["global"], 0.05 in found["leaf"]) == (False, True)
 
 
 def test_report_and_verdict_are_made_from_the_files(run):
