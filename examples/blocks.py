@@ -52,9 +52,9 @@ class Instruments:
         """Everything, in plain numbers."""
         loss, gradient = self._gradient(params, self.batch)
         found = self._eigenvalues(params, jax.random.key(0), self.batch)
-        curvatures = {name: ends.spectral_norm for name, ends in found.items()}
+        curvatures: Numbers = {k: ends.spectral_norm for k, ends in found.items()}
         described = self._describe(gradient, curvatures)
-        blocks = {
+        blocks: dict[str, Numbers] = {
             name: {
                 "size": norm.size,
                 "l2": norm.l2,

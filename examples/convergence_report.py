@@ -158,6 +158,7 @@ def _against_time(best: Winners, settings: Mapping[str, Any], figure: Figure) ->
 def loss_curves(best: Winners, figure: Figure, *, timed: bool = False) -> None:
     """The mean over the seeds, in a band from the lowest to the highest."""
     axes, highest, lowest = figure.subplots(), [], []
+    band = 0.15 if len(best) < 8 else 0.05  # many would cover each other
     for (name, fraction), runs in best.items():
         length = min(len(run["losses"]) for run in runs)
         window = min(_WINDOW, length)
@@ -170,7 +171,7 @@ def loss_curves(best: Winners, figure: Figure, *, timed: bool = False) -> None:
         look = looks.look(name, fraction)
         axes.plot(x, means.mean(0), **look)
         axes.fill_between(
-            x, means.min(0), means.max(0), color=look["color"], alpha=0.15
+            x, means.min(0), means.max(0), color=look["color"], alpha=band
         )
         highest.append(means.mean(0)[len(x) // 4])
         lowest.append(means.min())

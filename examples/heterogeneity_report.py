@@ -297,7 +297,7 @@ def _extremes(moment: Moment, count: int = 8) -> Table:
         [
             [
                 f"`{name}`",
-                f"{block['size']:,}",
+                f"{block['size']:,.0f}",
                 f"{block['l2']:.3g}",
                 f"{block['rms']:.3g}",
                 f"{block['top']:.3g}, {block['bottom']:.3g}",

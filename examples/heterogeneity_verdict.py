@@ -206,7 +206,7 @@ def _predicted(runs: Sequence[Summary]) -> list[str]:
     if len(known) < 3:
         return [claim, "fewer than three runs", "-"]
     ranks = [np.argsort(np.argsort(x)) for x in (ratios, gaps)]
-    correlation = float(np.corrcoef(*ranks)[0, 1])
+    correlation = float(np.corrcoef(ranks[0], ranks[1])[0, 1])
     return [
         claim,
         f"Spearman {correlation:.2f} over {len(known)} runs",

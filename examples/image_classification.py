@@ -44,9 +44,8 @@ def load(
     files: list[Path] = []
     if task == "fashion_mnist":
         files += images.fashion_mnist_files(folder or images.FASHION_MNIST)
-    if model == "pretrained":
-        checkpoint = local_folder(init)
-        files += weight_files(checkpoint)
+    checkpoint = local_folder(init) if model == "pretrained" else None
+    files += weight_files(checkpoint) if checkpoint else []
     split = images.load(task, seed, folder)
     train = {name: array[:rows] for name, array in split.train.items()}
     valid = {name: array[:held_out] for name, array in split.valid.items()}
@@ -56,7 +55,7 @@ def load(
             f"{count(train)}."
         )
     classes = len(split.classes)
-    if model == "pretrained":
+    if checkpoint:
         loaded = huggingface_vision.load(checkpoint, classes, seed)
         config, graphdef, params, logits = loaded
     else:

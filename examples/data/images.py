@@ -118,7 +118,7 @@ def digits_split(seed: int) -> Split:
             "digits are scikit-learn's, which is not installed: pip install "
             "scikit-learn."
         ) from error
-    found = datasets.load_digits()
+    found: Any = datasets.load_digits()
     images = found.images[..., None].astype(np.float32)
     images = (images - images.mean()) / images.std()
     order = np.random.default_rng(seed).permutation(len(images))

@@ -8,6 +8,7 @@ The second paper's classifier: what the encoder says of <cls>, dropout, one line
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from flax import nnx
@@ -21,7 +22,7 @@ class Classifier(Encoder):
 
     def __init__(self, config: EncoderConfig, classes: int, rngs: nnx.Rngs):
         super().__init__(config, rngs)
-        self.head = linear(config.hidden_size, classes, rngs)
+        self.head: Any = linear(config.hidden_size, classes, rngs)
 
     def __call__(self, ids_BxL: Array, rngs: Rngs = None) -> Array:
         """Logits_BxC."""

@@ -85,7 +85,7 @@ def _load_resnet(folder: Path, raw: dict[str, Any], classes: int, seed: int) -> 
             if "shortcut" in params["blocks"][block]:
                 names |= _convolution(f"{prefix}.shortcut", *keys, "shortcut")
             block += 1
-    frozen = {
+    frozen: dict[str, Keys] = {
         name.replace(".weight", theirs): (*keys[:-1], ours)
         for name, keys in names.items()
         if keys[-1] == "scale"
@@ -114,8 +114,8 @@ def _read(
     frozen: dict[str, Keys] | None = None,
 ) -> Params:
     """The weights of the checkpoint, and the fresh head."""
-    shapes = {k: x.shape for k, x in flatten_dict(params).items()}
-    shapes |= {k: x.shape for k, x in flatten_dict(statistics or {}).items()}
+    arrays: dict[Keys, Any] = flatten_dict(params) | flatten_dict(statistics or {})
+    shapes = {keys: x.shape for keys, x in arrays.items()}
     names = names | (frozen or {})
     with checkpoint.open_tensors(folder) as tensors:
         if not any(name.startswith(prefix) for name in tensors):  # saved without a head
