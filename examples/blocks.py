@@ -7,18 +7,20 @@ without dropout.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 import optax_clip
 from examples import norms
 from examples.classification import ClassificationTask
-from examples.training import Params
+from examples.models.resnet import ResNetConfig
+from examples.training import Batch, Loss, Params
 from optax_clip import diagnostics
 
 Numbers = dict[str, Any]
@@ -37,9 +39,11 @@ class Instruments:
         self.clipped = clipped
         loss = task.eval_loss
         self._gradient = jax.jit(jax.value_and_grad(loss))
-        self._eigenvalues = jax.jit(
-            functools.partial(diagnostics.block_eigenvalues, loss, tolerance=_TOLERANCE)
+        # XLA for CPU takes a convolution inside a loop hundreds of times as long.
+        convolves = jax.default_backend() == "cpu" and isinstance(
+            task.config, ResNetConfig
         )
+        self._ends = _ends_on_host(loss) if convolves else _ends(loss)
         self._sharpness = jax.jit(
             functools.partial(diagnostics.directional_sharpness, loss)
         )
@@ -51,16 +55,19 @@ class Instruments:
     def measure(self, params: Params) -> Numbers:
         """Everything, in plain numbers."""
         loss, gradient = self._gradient(params, self.batch)
-        found = self._eigenvalues(params, jax.random.key(0), self.batch)
-        curvatures: Numbers = {k: ends.spectral_norm for k, ends in found.items()}
+        ends = self._ends(params, self.batch)
+        curvatures: Numbers = {
+            name: max(abs(end) for end in both if end is not None)
+            for name, both in ends.items()
+        }
         described = self._describe(gradient, curvatures)
         blocks: dict[str, Numbers] = {
             name: {
                 "size": norm.size,
                 "l2": norm.l2,
                 "rms": norm.rms,
-                "top": found[name].top,
-                "bottom": found[name].bottom,
+                "top": ends[name][0],
+                "bottom": ends[name][1],
             }
             for name, norm in described["blocks"].items()
         }
@@ -103,6 +110,61 @@ class Instruments:
 
 
 _norm = jax.jit(optax.tree.norm)
+
+# Of each block, the largest eigenvalue of its Hessian and, if known, the smallest.
+Ends = dict[str, tuple[float, float | None]]
+
+
+def _ends(loss: Loss) -> Callable[[Params, Batch], Ends]:
+    measure = functools.partial(
+        diagnostics.block_eigenvalues, loss, tolerance=_TOLERANCE
+    )
+    jitted = jax.jit(measure)
+
+    def ends(params: Params, batch: Batch) -> Ends:
+        found = jitted(params, jax.random.key(0), batch)
+        return {name: (float(x.top), float(x.bottom)) for name, x in found.items()}
+
+    return ends
+
+
+def _ends_on_host(loss: Loss) -> Callable[[Params, Batch], Ends]:
+    """The largest alone, by SciPy's Lanczos: no loop is compiled."""
+
+    def product(params: Params, vector: Params, batch: Batch) -> Params:
+        gradient = functools.partial(jax.grad(loss), batch=batch)
+        return jax.jvp(gradient, (params,), (vector,))[1]
+
+    jitted = jax.jit(product)
+
+    def ends(params: Params, batch: Batch) -> Ends:
+        leaves, structure = jax.tree.flatten(params)
+        names = list(diagnostics.block_norms(params))
+        zeros = [jnp.zeros_like(leaf) for leaf in leaves]
+        found: Ends = {}
+        for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+
+            def matvec(v: np.ndarray, i: int = i, leaf: jax.Array = leaf) -> np.ndarray:
+                part = jnp.asarray(v, leaf.dtype).reshape(leaf.shape)
+                vector = structure.unflatten([*zeros[:i], part, *zeros[i + 1 :]])
+                products = jax.tree.leaves(jitted(params, vector, batch))
+                return np.asarray(products[i]).ravel()
+
+            operator = LinearOperator((leaf.size,) * 2, matvec, dtype=np.float32)
+            start = np.random.default_rng(i).normal(size=leaf.size).astype(np.float32)
+            top = eigsh(
+                operator,
+                k=1,
+                which="LA",
+                v0=start,
+                ncv=min(8, leaf.size),
+                tol=_TOLERANCE,
+                return_eigenvectors=False,
+            )
+            found[name] = float(top[0]), None
+        return found
+
+    return ends
 
 
 def _describe(direction: Params, curvatures: Mapping[str, Any]) -> Numbers:

@@ -300,7 +300,7 @@ def _extremes(moment: Moment, count: int = 8) -> Table:
                 f"{block['size']:,.0f}",
                 f"{block['l2']:.3g}",
                 f"{block['rms']:.3g}",
-                f"{block['top']:.3g}, {block['bottom']:.3g}",
+                ", ".join(f"{x:.3g}" for x in finite([block["top"], block["bottom"]])),
             ]
             for name, block in blocks[:count]
         ],
@@ -339,7 +339,7 @@ def _blocks(moments: Sequence[Moment], figure: Figure) -> None:
     for axes, moment in zip(all_axes[0], chosen, strict=True):
         largest = max(block["l2"] for block in moment["blocks"].values())
         for name, block in moment["blocks"].items():
-            curvature = max(abs(block["top"]), abs(block["bottom"]))
+            curvature = max(map(abs, finite([block["top"], block["bottom"]])))
             if block["l2"] > 1e-6 * largest and curvature:
                 axes.plot(curvature, block["l2"], "o", color=_kind(name)[1], ms=4)
         correlation = moment["correlation"]["spearman"]

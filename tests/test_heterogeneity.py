@@ -2,11 +2,18 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from examples import heterogeneity, heterogeneity_report, heterogeneity_verdict, plots
+from examples import (
+    blocks,
+    heterogeneity,
+    heterogeneity_report,
+    heterogeneity_verdict,
+    plots,
+)
 from examples.data import subwords
 from examples.models import encoder, huggingface_encoder
 from examples.optimizers import OPTIMIZERS, SECOND_PAPER
@@ -211,3 +218,19 @@ def test_what_no_run_can_mean_is_refused(checkpoint, texts, tmp_path, options, m
 def test_a_verdict_needs_a_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no run with a summary.json"):
         heterogeneity_verdict.main(tmp_path)
+
+
+def test_eigenvalues_on_the_host_are_those_of_the_package():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(6, 6)).astype(np.float32)
+
+    def loss(params, batch):
+        whole = jnp.concatenate([params["b"], params["a"].ravel()])
+        return 0.5 * jnp.sum((batch @ whole) ** 2) + jnp.sum(params["a"] ** 4)
+
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    package = blocks._ends(loss)(params, a)
+    host = blocks._ends_on_host(loss)(params, a)
+    assert list(host) == list(package) == ["a", "b"]
+    for name in host:
+        assert host[name][0] == pytest.approx(package[name][0], rel=1e-3)
