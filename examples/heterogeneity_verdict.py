@@ -166,13 +166,11 @@ def _compared(
     rows = []
     for one, other in pairs:
         for reading, words in (("l2", "norms"), ("rms", "norms per parameter")):
-            found = [
-                (
-                    a["heterogeneity"][reading]["gini"],
-                    b["heterogeneity"][reading]["gini"],
-                )
-                for a, b in zip(one["moments"], other["moments"], strict=True)
-            ]
+            ours, theirs = (
+                {m["step"]: m["heterogeneity"][reading]["gini"] for m in run["moments"]}
+                for run in (one, other)
+            )
+            found = [(ours[step], theirs[step]) for step in ours if step in theirs]
             if found:
                 values = ", ".join(f"{a:.2f} against {b:.2f}" for a, b in found)
                 held = sum(a > b for a, b in found)
