@@ -84,7 +84,7 @@ def overview(runs: Sequence[Summary]) -> Table:
             row.append(_from_to(run, lambda m, of=of: m["heterogeneity"][of]["gini"]))
         row.append(_from_to(run, _complexity_ratio))
         row += [f"{x:.3f}" for x in (_best(run, _SGD), _best(run, _SIGN))]
-        row += [f"{_loss(run, 'adam'):.3f}", f"{_loss(run, 'clipped_sgd'):.3f}"]
+        row += [_text(_loss(run, one)) for one in ("adam", "clipped_sgd")]
         rows.append(row)
     header = [
         "",
@@ -105,7 +105,7 @@ def softness(runs: Sequence[Summary]) -> Table:
     return Table(
         "Adam between sign and gradient: the loss against epsilon",
         ["", *(label(one, 0) for one in names)],
-        [[name(run), *(f"{_loss(run, one):.3f}" for one in names)] for run in runs],
+        [[name(run), *(_text(_loss(run, one)) for one in names)] for run in runs],
     )
 
 
@@ -272,6 +272,11 @@ def _from_to(run: Summary, value: Callable[[Mapping[str, Any]], float]) -> str:
         return "-"
     first, last = (value(run["moments"][i]) for i in (0, -1))
     return f"{first:.3g}, {last:.3g}"
+
+
+def _text(loss: float) -> str:
+    """Of an optimizer that a run may not have."""
+    return "-" if math.isnan(loss) else f"{loss:.3f}"
 
 
 def _complexity_ratio(moment: Mapping[str, Any]) -> float:
