@@ -150,7 +150,9 @@ def _ends_on_host(loss: Loss) -> Callable[[Params, Batch], Ends]:
                 products = jax.tree.leaves(jitted(params, vector, batch))
                 return np.asarray(products[i]).ravel()
 
-            operator = LinearOperator((leaf.size,) * 2, matvec, dtype=np.float32)
+            # Its stubs know the arguments of the abstract class only.
+            make: Any = LinearOperator
+            operator = make((leaf.size,) * 2, matvec, dtype=np.float32)
             start = np.random.default_rng(i).normal(size=leaf.size).astype(np.float32)
             top = eigsh(
                 operator,
