@@ -295,11 +295,11 @@ def test_a_sweep_resumes_without_repeating_a_run_and_keeps_other_optimizers(
 ):
     trained = []
 
-    def trainer(task, name, fraction, steps):
+    def trainer(task, factory, steps):
         def train(rate):
-            trained.append((name, rate))
+            trained.append(rate)
             losses = [9.0, float("nan") if rate > 5 else abs(np.log10(rate))]
-            return sweep.Trained(losses, step_seconds=0.1)
+            return sweep.Trained(losses, step_seconds=0.1, params={})
 
         return train
 
