@@ -6,6 +6,7 @@ The second paper's metrics, with its 15 bins of equal width.
 """
 
 import numpy as np
+from scipy.special import log_softmax
 
 BINS = 15
 
@@ -18,9 +19,7 @@ def assess(logits_NxC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
     ece     mean gap of confidence and accuracy over the bins, weighted by their rows
     mce     the largest of these gaps
     """
-    logits_NxC = np.asarray(logits_NxC, np.float64)
-    shifted = logits_NxC - logits_NxC.max(-1, keepdims=True)
-    log_p_NxC = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    log_p_NxC = log_softmax(np.asarray(logits_NxC, np.float64), axis=-1)
     p_NxC, rows = np.exp(log_p_NxC), np.arange(len(labels_N))
     one_hot_NxC = np.eye(logits_NxC.shape[1])[labels_N]
     predicted_N, confidence_N = p_NxC.argmax(-1), p_NxC.max(-1)

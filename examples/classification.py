@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,22 @@ from examples.training import Batch
 IGNORED = -1  # the label of a row of padding
 
 Logits = Callable[..., jax.Array]  # of parameters, batch, dropout key -> logits_BxC
+
+
+def check_model(kind: str, model: str, models: Sequence[str]) -> None:
+    """Refuses a model that is not for texts, or not for images."""
+    if model not in models:
+        raise ValueError(
+            f"--model: for {kind} expected one of {', '.join(models)}; got {model}."
+        )
+
+
+def check_rows(kind: str, rows: int, batch_size: int) -> None:
+    """Refuses fewer rows than a batch has."""
+    if batch_size > rows:
+        raise ValueError(
+            f"expected at least {batch_size} training {kind}, a batch, got {rows}."
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

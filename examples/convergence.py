@@ -10,7 +10,7 @@ the run folder, --resume repeats none of them. Tables and figures are made again
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -56,6 +56,15 @@ class Contender(NamedTuple):
     fraction: float
 
 
+def contenders(
+    names: Sequence[str], fraction: float, fractions: Sequence[float]
+) -> list[Contender]:
+    """The optimizers, and clipped SGD at other fractions if it is among them."""
+    first = [Contender(name, fraction) for name in names]
+    others = [Contender("clipped_sgd", other) for other in fractions]
+    return first + (others if "clipped_sgd" in names else [])
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings(tasks.Choice):
     """Sweeps learning rates, and trains the winners with several seeds."""
@@ -86,9 +95,7 @@ class Settings(tasks.Choice):
 
     def contenders(self) -> list[Contender]:
         """The optimizers, and clipped SGD at other fractions if it is among them."""
-        first = [Contender(name, self.fraction) for name in self.optimizer]
-        others = [Contender("clipped_sgd", f) for f in self.sizes().fractions]
-        return first + (others if "clipped_sgd" in self.optimizer else [])
+        return contenders(self.optimizer, self.fraction, self.sizes().fractions)
 
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers of a training."""
@@ -117,12 +124,7 @@ def main(settings: Settings, task: Task) -> None:
                 line = runs.once(wanted, lambda: outcome(train(rate, seed)))
             return math.inf if line["loss"] is None else line["loss"]
 
-        half = sweep.search(
-            lambda half, loss=loss: loss(sweep.rate(half), 0),
-            sweep.start(contender.name),
-        )
-        for seed in range(1, settings.sizes().seeds):
-            loss(sweep.rate(half), seed)
+        sweep.best_rate(contender.name, loss, settings.sizes().seeds)
     for path in convergence_report.write(folder):
         console.print(str(path), soft_wrap=True)
 
@@ -143,18 +145,12 @@ def prepare(settings: Settings) -> Task:
     task = tasks.load(
         settings, max_length=sizes.max_length, batch_size=sizes.batch_size, seed=0
     )
-    identity = settings.decisive() | {"files": run_folder.fingerprint(*task.files)}
-    run_folder.open_run(settings.folder(), identity, resume=settings.resume)
+    run_folder.claim(settings, task.files)
     return task
 
 
 def cli() -> None:
-    settings = tyro.cli(Settings, prog="python -m examples.convergence")
-    try:
-        task = prepare(settings)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise SystemExit(f"convergence: {error}") from None
-    main(settings, task)
+    run_folder.experiment("convergence", Settings, prepare, main)
 
 
 if __name__ == "__main__":

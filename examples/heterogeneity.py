@@ -24,6 +24,7 @@ from rich.console import Console
 
 from examples import (
     calibration,
+    convergence,
     heterogeneity_report,
     image_classification,
     run_folder,
@@ -32,6 +33,7 @@ from examples import (
 from examples import sweep_learning_rates as sweep
 from examples.blocks import Instruments
 from examples.classification import IGNORED, ClassificationTask
+from examples.convergence import Contender, contenders
 from examples.optimizers import (
     OPTIMIZERS,
     SECOND_PAPER,
@@ -73,13 +75,6 @@ PRESETS = {
         0, 20, 32, 128, None, 4096, 5, (0.01, 0.5), 32, (0.0, 0.5, 1.0), _CLIPPED
     ),
 }
-
-
-class Contender(NamedTuple):
-    """An optimizer, and what it clips."""
-
-    name: str
-    fraction: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +135,7 @@ class Settings:
 
     def contenders(self) -> list[Contender]:
         """The optimizers, and clipped SGD at other fractions if it is among them."""
-        first = [Contender(name, self.fraction) for name in self.optimizer]
-        others = [Contender("clipped_sgd", f) for f in self.sizes().fractions]
-        return first + (others if "clipped_sgd" in self.optimizer else [])
+        return contenders(self.optimizer, self.fraction, self.sizes().fractions)
 
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers of a training."""
@@ -176,6 +169,12 @@ def step_count(settings: Settings, task: ClassificationTask) -> int:
     sizes = settings.sizes()
     per_epoch = 1 if settings.full_batch else task.rows // sizes.batch_size
     return sizes.epochs * per_epoch or sizes.steps
+
+
+def step_rows(settings: Settings, task: ClassificationTask) -> int:
+    """The rows that a step takes its gradient of: a batch, or as many as fill some."""
+    batches = task.rows // task.batch_size if settings.full_batch else 1
+    return batches * task.batch_size
 
 
 def optimizer(
@@ -213,12 +212,12 @@ def main(settings: Settings, task: ClassificationTask) -> None:
     """Searches, repeats, measures, draws."""
     folder, console = settings.folder(), Console()
     print(describe(settings, task), flush=True)
-    runs = run_folder.Ledger(folder / "runs.jsonl", _say(console))
+    runs = run_folder.Ledger(folder / "runs.jsonl", sweep.said(console))
     competition = Competition(settings, task, runs)
     rates = {one: competition.best_rate(one) for one in settings.contenders()}
     driver = Contender(TRAJECTORY, settings.fraction)
     if driver in rates:
-        moments = run_folder.Ledger(folder / "blocks.jsonl", _say(console))
+        moments = run_folder.Ledger(folder / "blocks.jsonl", sweep.said(console))
         measure(settings, task, rates[driver], moments)
     for path in heterogeneity_report.write(folder):
         console.print(str(path), soft_wrap=True)
@@ -248,11 +247,7 @@ class Competition:
             line = self.runs.once(known, lambda: self.outcome(train, heads, rate, seed))
             return math.inf if line["loss"] is None else line["loss"]
 
-        start = sweep.start(contender.name)
-        half = sweep.search(lambda half: loss(sweep.rate(half), 0), start)
-        for seed in range(1, self.settings.sizes().seeds):
-            loss(sweep.rate(half), seed)
-        return sweep.rate(half)
+        return sweep.best_rate(contender.name, loss, self.settings.sizes().seeds)
 
     def outcome(
         self, train: Callable, heads: "HeadNorms", rate: float, seed: int
@@ -260,14 +255,8 @@ class Competition:
         """What is kept of a training."""
         heads.found.clear()
         trained = train(rate, seed, with_head_of(self.task, seed))
-        finite = [round(x, 4) for x in trained.losses if math.isfinite(x)]
-        return {
-            **sweep.outcome(trained.losses),
-            **self.assess(trained.params),
-            "step_seconds": round(trained.step_seconds, 4),
-            "head_norm": list(heads.found),
-            "losses": finite,
-        }
+        found = {**self.assess(trained.params), "head_norm": list(heads.found)}
+        return convergence.outcome(trained) | found
 
 
 def trainer(
@@ -277,12 +266,12 @@ def trainer(
     watch: Callable[[int, TrainState], None],
 ) -> Callable[..., sweep.Trained]:
     """Learning rate, seed and parameters -> training."""
-    steps, size = step_count(settings, task), settings.sizes().batch_size
-    parts = None
-    if settings.full_batch:
-        parts = Parts(task.rows // size, task.weight)
-        task = dataclasses.replace(task, batch_size=parts.count * size)
-    return sweep.trainer(task, make, steps, parts=parts, watch=watch)
+    steps, rows = step_count(settings, task), step_rows(settings, task)
+    parts = Parts(rows // task.batch_size, task.weight)
+    whole = dataclasses.replace(task, batch_size=rows)
+    return sweep.trainer(
+        whole, make, steps, parts=parts if settings.full_batch else None, watch=watch
+    )
 
 
 class HeadNorms:
@@ -338,6 +327,8 @@ def measure(
     steps, sizes = step_count(settings, task), settings.sizes()
     at = sorted({round(share * steps) for share in sizes.moments})
     wanted = [{"trajectory": TRAJECTORY, "step": step} for step in at]
+    if all(moments.find(one) for one in wanted):
+        return
     instruments = Instruments(task, sizes.measured_rows, sizes.clipped)
 
     def watch(step: int, state: TrainState) -> None:
@@ -346,8 +337,6 @@ def measure(
                 wanted[at.index(step)], lambda: instruments.measure(state.params)
             )
 
-    if all(moments.find(one) for one in wanted):
-        return
     make = optimizer(settings, Contender(TRAJECTORY, settings.fraction), steps)
     trainer(settings, task, make, watch)(rate, 0)
 
@@ -355,51 +344,27 @@ def measure(
 def describe(settings: Settings, task: ClassificationTask) -> str:
     """What is about to happen, for people."""
     counts = task.counts()
-    whole = task.rows if settings.full_batch else task.batch_size
     return (
         f"{settings.task}, {settings.model}"
         f"{f' ({settings.init})' if settings.model == 'pretrained' else ''}: "
         f"{optax.tree.size(task.params):,} parameters, {counts['train']:,} rows of "
         f"{counts['classes']} classes, {counts['held_out']:,} held out; "
         f"{len(settings.contenders())} optimizers, each at its best learning rate, "
-        f"{step_count(settings, task)} steps of {whole} rows, "
+        f"{step_count(settings, task)} steps of {step_rows(settings, task)} rows, "
         f"{settings.sizes().seeds} seeds. Results go to {settings.folder()}."
     )
-
-
-def _say(console: Console) -> Callable[[Run], None]:
-    """Prints what a finished piece of work has in single numbers."""
-
-    def say(line: Run) -> None:
-        facts = [
-            f"{name} {value:.5g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in line.items()
-            if value is not None and not isinstance(value, list | dict)
-        ]
-        console.print(", ".join(facts), soft_wrap=True)
-
-    return say
 
 
 def prepare(settings: Settings) -> ClassificationTask:
     """Everything that can be refused, before any work; claims the run folder last."""
     settings.check()
     task = load(settings)
-    identity = settings.decisive() | {
-        "counts": task.counts(),
-        "files": run_folder.fingerprint(*task.files),
-    }
-    run_folder.open_run(settings.folder(), identity, resume=settings.resume)
+    run_folder.claim(settings, task.files, counts=task.counts())
     return task
 
 
 def cli() -> None:
-    settings = tyro.cli(Settings, prog="python -m examples.heterogeneity")
-    try:
-        task = prepare(settings)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise SystemExit(f"heterogeneity: {error}") from None
-    main(settings, task)
+    run_folder.experiment("heterogeneity", Settings, prepare, main)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from examples import looks, pages, run_folder
 from examples.convergence_report import Winners, loss_curves, sweep_table, winners
 from examples.data import labelled
-from examples.optimizers import label
+from examples.directions import finite_mean
+from examples.optimizers import SECOND_PAPER, label
 from examples.pages import Table
 
 Run = dict[str, Any]
@@ -117,6 +118,8 @@ def provenance(summary: Summary) -> str:
         for name, usual in {"init": "minilm", "schedule": "linear"}.items()
         if settings[name] not in (usual, None)
     )
+    names = list(dict.fromkeys(one["name"] for one in summary["optimizers"]))
+    flags += "" if set(names) == {*SECOND_PAPER} else f" --optimizer {' '.join(names)}"
     flags += "" if settings["clip_norm"] else " --no-clip-norm"
     flags += " --full-batch" if settings["full_batch"] else ""
     return (
@@ -131,21 +134,17 @@ def finite(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def mean(values: Sequence[float | None]) -> float:
-    """Over what was finite; nan if nothing was."""
-    return float(np.mean(known)) if (known := finite(values)) else float("nan")
-
-
 def head_norms(one: Mapping[str, Any]) -> tuple[float, float]:
     """The norm of an optimizer's linear head at the start and at the end."""
-    first, last = (mean([x[i][1] for x in one["head_norms"]]) for i in (0, -1))
+    first, last = (finite_mean([x[i][1] for x in one["head_norms"]]) for i in (0, -1))
     return first, last
 
 
 def _ranking(summary: Summary) -> Table:
     """The lowest training loss first; what diverged is counted, not left out."""
+    ranked = sorted(summary["optimizers"], key=lambda one: finite_mean(one["losses"]))
     rows = []
-    for one in sorted(summary["optimizers"], key=lambda one: mean(one["losses"])):
+    for one in ranked:
         losses = finite(one["losses"])
         diverged = len(one["losses"]) - len(losses)
         first, last = head_norms(one)
@@ -153,10 +152,10 @@ def _ranking(summary: Summary) -> Table:
             [
                 label(one["name"], one["fraction"]),
                 f"{one['learning_rate']:g}",
-                f"**{mean(losses):.3f}**",
+                f"**{finite_mean(losses):.3f}**",
                 f"{min(losses):.3f} to {max(losses):.3f}"
                 + (f", {diverged} diverged" if diverged else ""),
-                *(f"{mean(one[metric]):.3f}" for metric in METRICS),
+                *(f"{finite_mean(one[metric]):.3f}" for metric in METRICS),
                 f"{last / first:.2f}",
             ]
         )

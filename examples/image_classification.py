@@ -7,10 +7,10 @@ task = load("fashion_mnist", model="vit", init=None, batch_size=16, held_out=256
 from pathlib import Path
 from typing import Any
 
-from examples.classification import ClassificationTask, Logits
+from examples.classification import ClassificationTask, Logits, check_model, check_rows
 from examples.data import images
 from examples.data.batching import Arrays, count
-from examples.models import huggingface_vision, resnet, vit
+from examples.models import functional, huggingface_vision, resnet, vit
 from examples.models.checkpoint import local_folder, weight_files
 
 TASKS = images.NAMES
@@ -37,10 +37,7 @@ def load(
         ValueError, OSError, ImportError, RuntimeError: something is missing or does not
             fit, said in one sentence.
     """
-    if model not in MODELS:
-        raise ValueError(
-            f"--model: for images expected one of {', '.join(MODELS)}; got {model}."
-        )
+    check_model("images", model, MODELS)
     files: list[Path] = []
     if task == "fashion_mnist":
         files += images.fashion_mnist_files(folder or images.FASHION_MNIST)
@@ -49,11 +46,7 @@ def load(
     split = images.load(task, seed, folder)
     train = {name: array[:rows] for name, array in split.train.items()}
     valid = {name: array[:held_out] for name, array in split.valid.items()}
-    if batch_size > count(train):
-        raise ValueError(
-            f"expected at least {batch_size} training images, a batch, got "
-            f"{count(train)}."
-        )
+    check_rows("images", count(train), batch_size)
     classes = len(split.classes)
     if checkpoint:
         loaded = huggingface_vision.load(checkpoint, classes, seed)
@@ -90,7 +83,7 @@ def small(
             norm="group",
         )
         graphdef, params = resnet.init(config, classes, seed)
-        return config, graphdef, params, resnet.logits(graphdef)
+        return config, graphdef, params, functional.logits(graphdef, "images")
     config = vit.ViTConfig(
         image_size=size,
         patch_size=max(size // 7, 2),
@@ -102,4 +95,4 @@ def small(
         norm_placement="post" if model == "post_ln_vit" else "pre",
     )
     graphdef, params = vit.init(config, classes, seed)
-    return config, graphdef, params, vit.logits(graphdef)
+    return config, graphdef, params, functional.logits(graphdef, "images")

@@ -19,7 +19,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import tyro
@@ -51,6 +51,21 @@ def open_run(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None
         folder.mkdir(parents=True, exist_ok=True)
         content = {"settings": wanted, "made_with": provenance()}
         write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def claim(settings: "Experiment", files: Iterable[Path], **more: Any) -> None:
+    """Claims the folder of an experiment for what decides its numbers."""
+    identity = {**settings.decisive(), **more, "files": fingerprint(*files)}
+    open_run(settings.folder(), identity, resume=settings.resume)
+
+
+class Experiment(Protocol):
+    """The settings of an experiment that has a run folder."""
+
+    @property
+    def resume(self) -> bool: ...
+    def folder(self) -> Path: ...
+    def decisive(self) -> dict[str, Any]: ...
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -113,12 +128,35 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def read_summaries(folder: Path) -> list[dict[str, Any]]:
+    """What every finished run below a folder left."""
+    found = [read_summary(path.parent) for path in folder.glob("*/summary.json")]
+    if not found:
+        raise FileNotFoundError(f"{folder}: no run with a summary.json below it.")
+    return found
+
+
 def cli(program: Callable[[Path], Any]) -> None:
     """Runs a program about one finished run from the command line."""
     try:
         tyro.cli(program)
     except OSError as error:
         raise SystemExit(str(error)) from None
+
+
+def experiment(
+    name: str,
+    settings: type,
+    prepare: Callable[[Any], Any],
+    main: Callable[[Any, Any], None],
+) -> None:
+    """Runs an experiment from the command line, or says what `prepare` refuses."""
+    chosen = tyro.cli(settings, prog=f"python -m examples.{name}")
+    try:
+        task = prepare(chosen)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        raise SystemExit(f"{name}: {error}") from None
+    main(chosen, task)
 
 
 def read_metrics(folder: Path) -> list[Line]:

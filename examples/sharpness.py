@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from examples import paper, run_folder, sharpness_report, tasks, training
 from examples.directions import (
@@ -403,18 +402,12 @@ def prepare(settings: Settings) -> Task:
     """Everything that can be refused, before any work; claims the run folder last."""
     settings.check()
     task = load(settings)
-    identity = settings.decisive() | {"files": run_folder.fingerprint(*task.files)}
-    run_folder.open_run(settings.folder(), identity, resume=settings.resume)
+    run_folder.claim(settings, task.files)
     return task
 
 
 def cli() -> None:
-    settings = tyro.cli(Settings, prog="python -m examples.sharpness")
-    try:
-        task = prepare(settings)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise SystemExit(f"sharpness: {error}") from None
-    main(settings, task)
+    run_folder.experiment("sharpness", Settings, prepare, main)
 
 
 if __name__ == "__main__":

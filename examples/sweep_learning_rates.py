@@ -88,10 +88,10 @@ def main(
 
 
 def said(console: Console) -> Callable[[Run], None]:
-    """Prints a finished run without its single losses."""
+    """Prints a finished run without its curves."""
 
     def say(run: Run) -> None:
-        facts = [f"{k} {v}" for k, v in run.items() if k != "losses"]
+        facts = [f"{k} {v}" for k, v in run.items() if not isinstance(v, list | dict)]
         console.print(", ".join(facts), soft_wrap=True)
 
     return say
@@ -109,6 +109,14 @@ def search(loss: Callable[[int], float], start: int) -> int:
         if abs(best - start) > _FARTHEST:
             raise ValueError(f"no best learning rate as far as {rate(best):g}.")
     return _lowest(loss, best, 1)
+
+
+def best_rate(name: str, loss: Callable[[float, int], float], seeds: int) -> float:
+    """An optimizer's learning rate by `loss(rate, seed=0)`; then come other seeds."""
+    best = rate(search(lambda half: loss(rate(half), 0), start(name)))
+    for seed in range(1, seeds):
+        loss(best, seed)
+    return best
 
 
 def _lowest(loss: Callable[[int], float], half: int, stride: int) -> int:

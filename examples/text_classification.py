@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 
 from examples import pretrain_encoder
-from examples.classification import ClassificationTask
+from examples.classification import ClassificationTask, check_model, check_rows
 from examples.data import labelled, reviews, subwords
 from examples.data.batching import Arrays, padded
 from examples.language_task import check_length, load_encoder
-from examples.models import classifier, encoder
+from examples.models import classifier, encoder, functional
 from examples.models.t5 import Params
 
 TASKS = labelled.NAMES
@@ -43,10 +43,7 @@ def load(
         ValueError, OSError, ImportError, RuntimeError: something is missing or does not
             fit, said in one sentence.
     """
-    if model not in MODELS:
-        raise ValueError(
-            f"--model: for texts expected one of {', '.join(MODELS)}; got {model}."
-        )
+    check_model("texts", model, MODELS)
     files: list[Path] = []
     pretrained: Params | None = None
     if model == "pretrained":
@@ -67,16 +64,13 @@ def load(
     if pretrained is not None:
         params = {**pretrained, "head": params["head"]}
     train, valid = split.train[:rows], split.valid[:held_out]
-    if batch_size > len(train):
-        raise ValueError(
-            f"expected at least {batch_size} training texts, a batch, got {len(train)}."
-        )
+    check_rows("texts", len(train), batch_size)
     drops = config.hidden_dropout_prob or config.attention_probs_dropout_prob
     return ClassificationTask(
         config=config,
         graphdef=graphdef,
         params=params,
-        logits=classifier.logits(graphdef),
+        logits=functional.logits(graphdef, "ids"),
         classes=split.classes,
         dropout=drops > 0,
         files=[*files, *data_files(task, file)],

@@ -28,9 +28,7 @@ _CLIPPED = ("sgd", "normalized_sgd", "adafactor")
 
 def main(folder: tyro.conf.Positional[Path] = RESULTS) -> Path:
     """Writes the verdict about every run below a folder."""
-    runs = [run_folder.read_summary(p.parent) for p in folder.glob("*/summary.json")]
-    if not runs:
-        raise FileNotFoundError(f"{folder}: no run with a summary.json below it.")
+    runs = run_folder.read_summaries(folder)
     runs.sort(key=lambda run: (*_pair(run), run["settings"]["seed"]))
     path = folder / "verdict.md"
     run_folder.write_text(path, _markdown(runs))

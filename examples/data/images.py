@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from examples.data import hub
 from examples.data.batching import Arrays
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -39,7 +40,7 @@ class Split(NamedTuple):
     classes: tuple[str, ...]
 
 
-class Hub(NamedTuple):
+class HubSet(NamedTuple):
     """A set on the Hugging Face hub, its label's column, and its parts."""
 
     path: str
@@ -49,8 +50,8 @@ class Hub(NamedTuple):
 
 
 HUB = {
-    "flowers102": Hub("nelorth/oxford-flowers", "label", ("train",), "test"),
-    "fgvc_aircraft": Hub(
+    "flowers102": HubSet("nelorth/oxford-flowers", "label", ("train",), "test"),
+    "fgvc_aircraft": HubSet(
         "HuggingFaceM4/FGVC-Aircraft", "variant", ("train", "validation"), "test"
     ),
 }
@@ -131,22 +132,13 @@ def digits_split(seed: int) -> Split:
 
 def hub_split(name: str) -> Split:
     """Flowers-102 or FGVC-Aircraft in 224 x 224, the official test part held out."""
-    hub = HUB[name]
-    try:
-        import datasets
-
-        found = datasets.load_dataset(hub.path)
-    except (ImportError, OSError) as error:  # the hub's errors are OSErrors
-        raise RuntimeError(
-            f"{name} needs the `datasets` package (pip install datasets) and a "
-            "connection to the Hugging Face hub; fashion_mnist and digits need neither "
-            f"({type(error).__name__})."
-        ) from error
-    rows = [row for part in hub.train for row in found[part]]
-    feature = found[hub.train[0]].features[hub.label]
+    source = HUB[name]
+    found = hub.load(name, source.path, instead="fashion_mnist and digits")
+    rows = [row for part in source.train for row in found[part]]
+    feature = found[source.train[0]].features[source.label]
     return Split(
-        _from_hub(rows, hub.label),
-        _from_hub(found[hub.valid], hub.label),
+        _from_hub(rows, source.label),
+        _from_hub(found[source.valid], source.label),
         tuple(map(str, feature.names)),
     )
 

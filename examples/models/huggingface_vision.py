@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from examples.models import checkpoint, resnet, vit
+from examples.models import checkpoint, functional, resnet, vit
 from examples.models.checkpoint import Keys
 from examples.models.huggingface_encoder import linear_names, norm_names
 from examples.models.resnet import ResNetConfig
@@ -63,7 +63,7 @@ def _load_vit(folder: Path, raw: dict[str, Any], classes: int, seed: int) -> Loa
             entry = norm_names if "norm" in theirs else linear_names
             names |= entry(f"vit.encoder.layer.{i}.{theirs}", "layers", i, *ours)
     read = _read(folder, params, names, "ViT", "vit.")
-    return Loaded(config, graphdef, read, vit.logits(graphdef))
+    return Loaded(config, graphdef, read, functional.logits(graphdef, "images"))
 
 
 def _load_resnet(folder: Path, raw: dict[str, Any], classes: int, seed: int) -> Loaded:
@@ -72,7 +72,7 @@ def _load_resnet(folder: Path, raw: dict[str, Any], classes: int, seed: int) -> 
     sizes = {k: tuple(raw[k]) for k in ("hidden_sizes", "depths") if k in raw}
     fields = raw | sizes | {"stem": "imagenet", "norm": "frozen"}
     config = checkpoint.make_config(ResNetConfig, fields, folder)
-    model = resnet.ResNet(config, classes, nnx.Rngs(jax.random.key(seed)))
+    model = resnet.ResNet(config, classes, functional.rngs(seed))
     graphdef, params, statistics = resnet.split(model)
     names = _convolution("resnet.embedder.embedder", "stem")
     block = 0
@@ -95,7 +95,7 @@ def _load_resnet(folder: Path, raw: dict[str, Any], classes: int, seed: int) -> 
     flat = flatten_dict(read)
     held = {keys: flat.pop(keys) for keys in frozen.values()}
     statistics = unflatten_dict(held)
-    logits = resnet.logits(graphdef, statistics)
+    logits = functional.logits(graphdef, "images", statistics)
     return Loaded(config, graphdef, unflatten_dict(flat), logits)
 
 

@@ -1,7 +1,8 @@
 """ResNet of basic blocks (He et al., 2016), with one linear head.
 
     graphdef, params = init(config, classes=10, seed=0)
-    logits_BxC = logits(graphdef)(params, {"images": images_BxHxWxC})
+    logits = functional.logits(graphdef, "images")
+    logits_BxC = logits(params, {"images": images_BxHxWxC})
 
 From scratch it has GroupNorm: batch statistics would make the loss of one row depend on
 the others, and need a state. The BatchNorm of a pretrained one is frozen: with its
@@ -9,15 +10,15 @@ running statistics it is an affine map, whose scale and shift are trained.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from examples.models import functional
 from examples.models.encoder import linear
-from examples.models.t5 import Array, Params, at_least_float32
+from examples.models.t5 import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ def init(
     config: ResNetConfig, classes: int, seed: int | Array
 ) -> tuple[nnx.GraphDef, Params]:
     """Fresh float32 weights; frozen statistics are 0 and 1."""
-    graphdef, params, _ = split(ResNet(config, classes, nnx.Rngs(jax.random.key(seed))))
+    graphdef, params, _ = split(ResNet(config, classes, functional.rngs(seed)))
     return graphdef, params
 
 
@@ -52,19 +53,6 @@ def split(model: "ResNet") -> tuple[nnx.GraphDef, Params, Any]:
     """Graphdef, what is trained, and the frozen statistics."""
     graphdef, params, statistics = nnx.split(model, nnx.Param, Frozen)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
-
-
-def logits(graphdef: nnx.GraphDef, statistics: Any = None) -> Callable[..., Array]:
-    """`logits(params, batch, dropout_key=None)` of the `images` of a batch."""
-
-    def of(
-        params: Params, batch: Mapping[str, Array], dropout_key: Array | None = None
-    ) -> Array:
-        del dropout_key
-        model = nnx.merge(graphdef, params, *([statistics] if statistics else []))
-        return at_least_float32(model(batch["images"]))
-
-    return of
 
 
 class Frozen(nnx.Variable):

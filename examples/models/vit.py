@@ -1,22 +1,22 @@
 """ViT, the vision transformer of Dosovitskiy et al. (2021), with one linear head.
 
     graphdef, params = init(config, classes=10, seed=0)
-    logits_BxC = logits(graphdef)(params, {"images": images_BxHxWxC})
+    logits = functional.logits(graphdef, "images")
+    logits_BxC = logits(params, {"images": images_BxHxWxC})
 
 The layers are those of `encoder`. ViT is Pre-LN; "post" is for comparison, from
 scratch only, and lacks the norm behind the last layer.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from examples.models import functional
 from examples.models.encoder import Layer, layer_norm, linear
-from examples.models.t5 import Array, Params, Rngs, at_least_float32
+from examples.models.t5 import Array, Params, Rngs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,21 +56,7 @@ def init(
     config: ViTConfig, classes: int, seed: int | Array
 ) -> tuple[nnx.GraphDef, Params]:
     """Fresh float32 weights; `seed` may be traced."""
-    rngs = nnx.Rngs(jax.random.key(seed))
-    graphdef, state = nnx.split(ViT(config, classes, rngs))
-    return graphdef, nnx.to_pure_dict(state)
-
-
-def logits(graphdef: nnx.GraphDef) -> Callable[..., Array]:
-    """`logits(params, batch, dropout_key=None)` of the `images` of a batch."""
-
-    def of(
-        params: Params, batch: Mapping[str, Array], dropout_key: Array | None = None
-    ) -> Array:
-        rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
-        return at_least_float32(nnx.merge(graphdef, params)(batch["images"], rngs))
-
-    return of
+    return functional.split(ViT(config, classes, functional.rngs(seed)))
 
 
 class ViT(nnx.Module):
