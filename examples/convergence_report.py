@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from examples import looks, pages, paper, report, run_folder, tasks
-from examples.optimizers import label
+from examples.optimizers import PAPER, TODAYS, label
 from examples.pages import Table
 
 Run = dict[str, Any]
@@ -49,7 +49,7 @@ def write(folder: Path) -> list[Path]:
     tables = [_ranking(best, settings), sweep_table(runs)]
     page = pages.Content(
         f"Convergence: {tasks.TITLES[settings['task']]}",
-        _provenance(content, run_folder.day(path)),
+        _provenance(content, runs, run_folder.day(path)),
         tables,
         pictures,
     )
@@ -74,6 +74,7 @@ def winners(runs: Sequence[Run]) -> Winners:
 def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
     """The best first; what diverged with a later seed is counted, not left out."""
     theirs = paper.LEARNING_RATES.get(settings["task"], {})
+    plain = next((runs for (name, _), runs in best.items() if name == "sgd"), [])
     rows = []
     for (name, fraction), runs in sorted(best.items(), key=lambda x: mean_loss(x[1])):
         finite = [run["loss"] for run in runs if run["loss"] is not None]
@@ -89,6 +90,7 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
                 f"**{np.mean(finite):.3f}**",
                 f"{min(finite):.3f} to {max(finite):.3f}"
                 + (f", {diverged} diverged" if diverged else ""),
+                _differences(runs, plain) if name != "sgd" else "-",
                 f"{runs[0]['state_bytes'] / 1e6:.1f} MB",
                 f"{1e3 * np.median([run['step_seconds'] for run in runs]):.0f} ms",
             ]
@@ -103,11 +105,25 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
             "the paper's",
             "loss",
             "lowest to highest",
+            "minus SGD's, seed by seed",
             "state",
             "step",
         ],
         rows,
     )
+
+
+def _differences(runs: Sequence[Run], others: Sequence[Run]) -> str:
+    """What the same batches came to: seeds differ more than optimizers do."""
+    losses = {run["seed"]: run["loss"] for run in others if run["loss"] is not None}
+    found = [
+        run["loss"] - losses[run["seed"]]
+        for run in runs
+        if run["loss"] is not None and run["seed"] in losses
+    ]
+    if not found:
+        return "-"
+    return f"{np.mean(found):+.3f} ({min(found):+.3f} to {max(found):+.3f})"
 
 
 def sweep_table(runs: Sequence[Run]) -> Table:
@@ -187,17 +203,11 @@ def _against_state(best: Winners, settings: Mapping[str, Any], figure: Figure) -
     for (name, fraction), runs in _main(best, settings).items():
         losses = [run["loss"] for run in runs if run["loss"] is not None]
         megabytes = runs[0]["state_bytes"] / 1e6
-        axes.plot([megabytes] * len(losses), losses, **looks.dots(name))
-        axes.annotate(
-            label(name, fraction),
-            (megabytes, float(np.mean(losses))),
-            xytext=(6, 0),
-            textcoords="offset points",
-            fontsize=7,
-            va="center",
-        )
-    axes.margins(x=0.25)
+        points = looks.dots(name) | {"label": label(name, fraction)}
+        axes.plot([megabytes] * len(losses), losses, **points)
+    axes.set_xlim(left=-0.04 * axes.get_xlim()[1])
     axes.set(xlabel="optimizer state (MB)", ylabel="final training loss")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _against_rate(
@@ -213,8 +223,11 @@ def _against_rate(
         )
         marks = looks.dots(name) | looks.look(name, fraction)
         axes.plot(*zip(*own, strict=True), **marks)
-    # What rises above the start is no better than anything else up there.
-    axes.set_ylim(top=1.02 * max(run["first_loss"] for run in runs))
+    # A quarter of the trainings, at rates far too high, would squeeze all others.
+    swept = [run["loss"] for run in runs if not run["seed"]]
+    found = [loss for loss in swept if loss is not None]
+    low, high = min(found), float(np.quantile(found, 0.75))
+    axes.set_ylim(low - 0.05 * (high - low), high)
     axes.set(xscale="log", xlabel="learning rate", ylabel="final training loss")
     axes.legend(fontsize=7, ncols=2)
 
@@ -239,11 +252,17 @@ def _against_fraction(
     )
 
 
-def _provenance(content: Mapping[str, Any], date: str) -> str:
+def _provenance(content: Mapping[str, Any], runs: Sequence[Run], date: str) -> str:
     settings = content["settings"]
+    others = [fraction for name, fraction in winners(runs) if name == "clipped_sgd"]
+    missing = [f"{f:g}" for f in settings["fractions"] if f not in others]
+    names = list(dict.fromkeys(run["name"] for run in runs))
+    command = f"--task {settings['task']} --preset {settings['preset']}"
+    if set(names) != {*PAPER, *TODAYS}:
+        command += f" --optimizer {' '.join(names)}"
     return (
-        f"`python -m examples.convergence --task {settings['task']} --preset "
-        f"{settings['preset']}`, from `{settings['init']}`; {settings['steps']} steps "
-        f"of {settings['batch_size']} examples. {date}; "
+        f"`python -m examples.convergence {command}`, from `{settings['init']}`; "
+        f"{settings['steps']} steps of {settings['batch_size']} examples. {date}; "
         f"{run_folder.made_with(content['made_with'])}."
+        + (f" Not run: clipped SGD at {', '.join(missing)}." if missing else "")
     )
