@@ -5,6 +5,7 @@
 by it.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -19,6 +20,7 @@ from optax_clip._keys import (
     convert,
     infinity_key,
     magnitude_key,
+    unsigned,
     with_sign_of,
 )
 from optax_clip._shards import AxisName
@@ -450,14 +452,36 @@ def clip_by(
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     references = leaves if reference is None else treedef.flatten_up_to(reference)
     tau = state.threshold
-    # Not broadcast: a compiler would be given a slice for every leaf.
-    thresholds = [tau] * len(leaves) if tau.ndim == 0 else list(tau)
+    thresholds = [tau] * len(leaves) if tau.ndim == 0 else _one_by_one(tau)
     clip = _clip_to if reference is None else _scale_down
     clipped = [
         clip(leaf, tau, _modulus(ref))
         for leaf, ref, tau in zip(leaves, references, thresholds, strict=True)
     ]
     return treedef.unflatten(clipped)
+
+
+def _one_by_one(tau: jax.Array) -> list[jax.Array]:
+    """The numbers of a vector as scalars.
+
+    A slice would become part of the clip that reads it, and a compiler would find no
+    two clips with the same code. A reduction stays apart, and has many results.
+    """
+    scalars = []
+    for start in range(0, len(tau), 32):
+        part = jax.lax.bitcast_convert_type(
+            tau[start : start + 32], unsigned(tau.dtype)
+        )
+        only = [jnp.where(np.arange(len(part)) == i, part, 0) for i in range(len(part))]
+        zeros = (np.zeros((), part.dtype),) * len(part)
+        scalars += jax.lax.reduce(tuple(only), zeros, _bitwise_or, (0,))
+    return [jax.lax.bitcast_convert_type(bits, tau.dtype) for bits in scalars]
+
+
+def _bitwise_or(
+    a: Sequence[jax.Array], b: Sequence[jax.Array]
+) -> tuple[jax.Array, ...]:
+    return tuple(x | y for x, y in zip(a, b, strict=True))
 
 
 def _clip_to(leaf: jax.Array, tau: jax.Array, magnitude: jax.Array) -> jax.Array:
