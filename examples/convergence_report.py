@@ -27,7 +27,7 @@ _WINDOW = 10  # steps in the mean of a loss curve
 def write(folder: Path) -> list[Path]:
     """Writes everything that the run has data for so far."""
     path = folder / "runs.jsonl"
-    runs = run_folder.read_lines(path)
+    runs = _least_disturbed(run_folder.read_lines(path))
     content = json.loads((folder / "settings.json").read_text())
     settings, best = content["settings"], winners(runs)
     if not best:
@@ -57,6 +57,18 @@ def write(folder: Path) -> list[Path]:
 
 
 _SIZE = (7.2, 4.6)
+_BESIDE = {"fontsize": 7, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
+
+
+def _least_disturbed(runs: Sequence[Run]) -> list[Run]:
+    """With the shortest step of an optimizer's trainings: other load adds to it."""
+    shortest: dict[tuple[str, float], float] = {}
+    for run in runs:
+        key = run["name"], run["fraction"]
+        shortest[key] = min(run["step_seconds"], shortest.get(key, np.inf))
+    return [
+        run | {"step_seconds": shortest[run["name"], run["fraction"]]} for run in runs
+    ]
 
 
 def winners(runs: Sequence[Run]) -> Winners:
@@ -92,7 +104,7 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
                 + (f", {diverged} diverged" if diverged else ""),
                 _differences(runs, plain) if name != "sgd" else "-",
                 f"{runs[0]['state_bytes'] / 1e6:.1f} MB",
-                f"{1e3 * np.median([run['step_seconds'] for run in runs]):.0f} ms",
+                f"{1e3 * runs[0]['step_seconds']:.0f} ms",
             ]
         )
     tail = min(report.TAIL, settings["steps"])
@@ -168,7 +180,7 @@ def _loss_curves(best: Winners, settings: Mapping[str, Any], figure: Figure) -> 
 
 def _against_time(best: Winners, settings: Mapping[str, Any], figure: Figure) -> None:
     loss_curves(_main(best, settings), figure, timed=True)
-    figure.axes[0].set(xlabel="seconds of training (median step, compilation apart)")
+    figure.axes[0].set(xlabel="seconds of training (shortest step, compilation apart)")
 
 
 def loss_curves(best: Winners, figure: Figure, *, timed: bool = False) -> None:
@@ -207,7 +219,7 @@ def _against_state(best: Winners, settings: Mapping[str, Any], figure: Figure) -
         axes.plot([megabytes] * len(losses), losses, **points)
     axes.set_xlim(left=-0.04 * axes.get_xlim()[1])
     axes.set(xlabel="optimizer state (MB)", ylabel="final training loss")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**_BESIDE)
 
 
 def _against_rate(
@@ -229,7 +241,7 @@ def _against_rate(
     low, high = min(found), float(np.quantile(found, 0.75))
     axes.set_ylim(low - 0.05 * (high - low), high)
     axes.set(xscale="log", xlabel="learning rate", ylabel="final training loss")
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(**_BESIDE)
 
 
 def _against_fraction(
