@@ -74,7 +74,7 @@ class Settings(tasks.Choice):
         tyro.conf.arg(help=f"One or several of {', '.join(OPTIMIZERS)}."),
     ] = (*PAPER, *TODAYS)
     preset: Literal["tiny", "laptop", "paper"] = "laptop"
-    """Sizes: seconds, an hour on two cores, or the paper's own on a GPU."""
+    """Sizes: seconds, an hour or two on two cores, or the paper's own on a GPU."""
     fraction: float = 0.05
     """Share of the coordinates to clip, in [0, 1)."""
     run: Path | None = None
