@@ -140,7 +140,8 @@ class Problem:
 
 
 def main(settings: Settings) -> Path:
-    """Runs what is missing, writes the table."""
+    """Runs what is missing, writes the table after each variant."""
+    out = settings.run / "factors.md"
     done = run_folder.Ledger(
         settings.run / "variants.jsonl",
         lambda line: print(*_row(line), sep=" | ", flush=True),
@@ -148,8 +149,7 @@ def main(settings: Settings) -> Path:
     for factor, variant in settings.variants():
         wanted = {"factor": factor, "variant": dataclasses.asdict(variant)}
         done.once(wanted, functools.partial(measure, settings, variant))
-    out = settings.run / "factors.md"
-    run_folder.write_text(out, _markdown(settings, done.lines))
+        run_folder.write_text(out, _markdown(settings, done.lines))
     return out
 
 
@@ -320,10 +320,14 @@ def _markdown(settings: Settings, done: list[dict[str, Any]]) -> str:
     content = json.loads((settings.run / "settings.json").read_text())
     found = table(done)
     base = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(Variant()).items())
+    known = [(line["factor"], line["variant"]) for line in done]
+    every = [(factor, dataclasses.asdict(v)) for factor, v in settings.variants()]
+    missing = [f"{f} ({_value(v)})" for f, v in every if (f, v) not in known]
     return (
         f"# {found.title}\n\nDefaults: {base}. Ratios: mean, and range over three "
         f"moments, on {settings.test_size} fixed pairs.\n\n{as_markdown(found)}\n\n"
         f"`python -m examples.factors`; {run_folder.made_with(content['made_with'])}.\n"
+        + (f"\nNot run: {', '.join(missing)}.\n" if missing else "")
     )
 
 
