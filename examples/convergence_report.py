@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples import looks, pages, paper, report, run_folder, tasks
@@ -57,7 +58,6 @@ def write(folder: Path) -> list[Path]:
 
 
 _SIZE = (7.2, 4.6)
-_BESIDE = {"fontsize": 7, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
 
 
 def _least_disturbed(runs: Sequence[Run]) -> list[Run]:
@@ -219,7 +219,7 @@ def _against_state(best: Winners, settings: Mapping[str, Any], figure: Figure) -
         axes.plot([megabytes] * len(losses), losses, **points)
     axes.set_xlim(left=-0.04 * axes.get_xlim()[1])
     axes.set(xlabel="optimizer state (MB)", ylabel="final training loss")
-    axes.legend(**_BESIDE)
+    _legend_beside(axes)
 
 
 def _against_rate(
@@ -241,7 +241,11 @@ def _against_rate(
     low, high = min(found), float(np.quantile(found, 0.75))
     axes.set_ylim(low - 0.05 * (high - low), high)
     axes.set(xscale="log", xlabel="learning rate", ylabel="final training loss")
-    axes.legend(**_BESIDE)
+    _legend_beside(axes)
+
+
+def _legend_beside(axes: Axes) -> None:
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _against_fraction(
