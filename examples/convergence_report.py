@@ -86,7 +86,7 @@ def winners(runs: Sequence[Run]) -> Winners:
 def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
     """The best first; what diverged with a later seed is counted, not left out."""
     theirs = paper.LEARNING_RATES.get(settings["task"], {})
-    plain = next((runs for (name, _), runs in best.items() if name == "sgd"), [])
+    plain = _plain(best)
     rows = []
     for (name, fraction), runs in sorted(best.items(), key=lambda x: mean_loss(x[1])):
         finite = [run["loss"] for run in runs if run["loss"] is not None]
@@ -160,6 +160,11 @@ def sweep_table(runs: Sequence[Run]) -> Table:
 def mean_loss(runs: Sequence[Run]) -> float:
     finite = [run["loss"] for run in runs if run["loss"] is not None]
     return float(np.mean(finite)) if finite else float("inf")
+
+
+def _plain(best: Winners) -> list[Run]:
+    """SGD's runs, if it is among them."""
+    return next((runs for (name, _), runs in best.items() if name == "sgd"), [])
 
 
 def _fractions(best: Winners) -> dict[float, list[Run]]:
@@ -256,7 +261,7 @@ def _against_fraction(
     found = _fractions(best)
     means = [mean_loss(runs) for runs in found.values()]
     axes.plot(list(found), means, **looks.dots("clipped_sgd") | {"linestyle": "--"})
-    if plain := next((runs for (name, _), runs in best.items() if name == "sgd"), None):
+    if plain := _plain(best):
         axes.axhline(
             mean_loss(plain), color=looks.COLOURS["sgd"], label="SGD, not clipped"
         )
@@ -270,9 +275,9 @@ def _against_fraction(
 
 def _provenance(content: Mapping[str, Any], runs: Sequence[Run], date: str) -> str:
     settings = content["settings"]
-    others = [fraction for name, fraction in winners(runs) if name == "clipped_sgd"]
-    missing = [f"{f:g}" for f in settings["fractions"] if f not in others]
     names = list(dict.fromkeys(run["name"] for run in runs))
+    clipped = {run["fraction"] for run in runs if run["name"] == "clipped_sgd"}
+    missing = [f"{f:g}" for f in settings["fractions"] if clipped and f not in clipped]
     command = f"--task {settings['task']} --preset {settings['preset']}"
     if set(names) != {*PAPER, *TODAYS}:
         command += f" --optimizer {' '.join(names)}"
