@@ -14,10 +14,12 @@ words of counts, and the largest, the smallest and the sum of the keys between t
 middle probes. Unless a row has more than three of them, that is all of them, and the
 answer is among them; otherwise the next pass finds a narrower bracket.
 
-Matrices of one shape share code, because compilers take seconds over a hundred copies
-of a pass: they go through a loop that first copies one into the cache.
+Compilers take seconds over a hundred copies of a pass, so matrices of one shape share
+code: large ones go through a loop that first copies one into the cache, and small ones
+are joined.
 """
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ import numpy as np
 from jax import lax
 
 from optax_clip import _search
-from optax_clip._keys import infinity_key, key_dtype, magnitude_key
+from optax_clip._keys import infinity_key, magnitude_key
 from optax_clip._ranks import Count
 from optax_clip._search import Bracket
 from optax_clip._shards import Shards
@@ -36,10 +38,13 @@ ROW = 512
 """How many keys make a row. Below 2^15, so that two counts fit into a word."""
 
 SMALL = 2**14
-"""Arrays with fewer coordinates are joined, a group at a time."""
+"""Arrays with fewer coordinates are joined."""
 
 JOINED = 128
-"""So many arrays are joined at once: a compiler's time grows with their square."""
+"""So many arrays are joined at once: a compiler's time grows with their square..."""
+
+IN_TURN = 64
+"""...as with that of the matrices that go through one loop."""
 
 SAMPLE = 2**16
 """About so many keys are in the sample, all groups together..."""
@@ -65,16 +70,11 @@ def search(
     shards: Shards,
 ) -> Bracket:
     """The last bracket of every group: see `_search.search`."""
-    strides = _strides(sizes)
-    if max(strides) == 1:  # a small tree is its own sample
-        sample, _ = _sample([_Stack([*arrays], [*groups])], strides, dtype, shards)
-        return _search.search(
-            lambda probes: shards.total(Count.of(_reached(sample, probes))),
-            skipped,
-            bracket,
-            unfinished,
-        )
     stacks = _stacks(arrays, groups, dtype)
+    strides = _strides(sizes)
+    sample = _sample(stacks, strides, dtype, shards)
+    if max(strides) == 1:  # a small tree is its own sample
+        return _search.search(_counter([sample], shards), skipped, bracket, unfinished)
     capacity = _capacity(stacks, len(sizes), shards)
 
     def advance(state):
@@ -94,7 +94,7 @@ def search(
         )
         return bracket, _guess(bracket, skipped, capacity, turn), turn + 1
 
-    probes = _sampled_guess(stacks, sizes, skipped, dtype, shards)
+    probes = _sampled_guess(sample, strides, sizes, skipped, dtype, shards)
     state = bracket, probes, jnp.int32(0)
     return lax.while_loop(lambda s: jnp.any(unfinished(s[0])), advance, state)[0]
 
@@ -126,12 +126,24 @@ def _guess(
 
 
 class _Stack(NamedTuple):
-    """Matrices of one type, and the group of each.
+    """Matrices of one shape and type, and the group of each.
 
-    Those of integers hold keys, -1 where there is none.
+    Or one matrix with the rows of all groups, as many of each. Those of integers hold
+    keys, -1 where there is none.
     """
 
     matrices: list[jax.Array]
+    groups: list[int]
+
+    def rows(self) -> int:
+        """How many rows there are of each group."""
+        return sum(map(len, self.matrices)) // len(self.groups)
+
+
+class _Rows(NamedTuple):
+    """A matrix of keys, and the group of each row."""
+
+    keys: jax.Array
     groups: list[int]
 
 
@@ -143,7 +155,7 @@ def _keys(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
 def _stacks(
     arrays: Sequence[jax.Array], groups: Sequence[int], dtype: jnp.dtype
 ) -> list[_Stack]:
-    """Large arrays as they are, the rest of each group joined and filled up."""
+    """Large arrays as they are; the rest of each group joined, and beside others'."""
     matrices = []
     # What is split differently is not joined: types have more than shape and dtype.
     splits = [jax.typeof(array).manual_axis_type for array in arrays]
@@ -156,17 +168,27 @@ def _stacks(
             matrices.append((flat[:whole].reshape(-1, ROW), group))
         if whole < flat.size:
             parts.append(magnitude_key(flat[whole:], dtype))
+    number = collections.Counter[Any]()
+    large: dict[Any, _Stack] = {}
+    for matrix, group in sorted(matrices, key=lambda entry: -entry[0].size):
+        kind = jax.typeof(matrix)
+        stack = large.setdefault((kind, number[kind] // IN_TURN), _Stack([], []))
+        stack.matrices.append(matrix)
+        stack.groups.append(group)
+        number[kind] += 1
+    small: dict[Any, _Stack] = {}
     for (group, _), parts in loose.items():
         if parts:
             keys = _joined(parts)
             keys = jnp.pad(keys, (0, -keys.size % ROW), constant_values=-1)
-            matrices.append((keys.reshape(-1, ROW), group))
-    stacks: dict[Any, _Stack] = {}
-    for matrix, group in sorted(matrices, key=lambda entry: -entry[0].size):
-        stack = stacks.setdefault(jax.typeof(matrix), _Stack([], []))
-        stack.matrices.append(matrix)
-        stack.groups.append(group)
-    return list(stacks.values())
+            stack = small.setdefault(jax.typeof(keys), _Stack([], []))
+            stack.matrices.append(keys)
+            stack.groups.append(group)
+    beside = (
+        _Stack([_joined(keys).reshape(-1, ROW)], groups)
+        for keys, groups in small.values()
+    )
+    return [*large.values(), *beside]
 
 
 def _joined(parts: list[jax.Array]) -> jax.Array:
@@ -185,19 +207,17 @@ def _capacity(stacks: Sequence[_Stack], groups: int, shards: Shards) -> jax.Arra
     """
     rows = np.zeros(groups)
     for stack in stacks:
-        matrix = stack.matrices[0]
-        np.add.at(rows, stack.groups, len(matrix) * shards.number(matrix))
+        parts = shards.number(stack.matrices[0])
+        np.add.at(rows, stack.groups, stack.rows() * parts)
     return jnp.asarray(np.maximum(0.7 * rows**0.75, CANDIDATES), jnp.float32)
 
 
 # A pass.
 
-_Candidates = list[tuple[jax.Array, list[int]]]
-
 
 def _pass(
     stacks: Sequence[_Stack], probes: jax.Array, dtype: jnp.dtype, shards: Shards
-) -> tuple[Count, _Candidates, jax.Array]:
+) -> tuple[Count, list[_Rows], jax.Array]:
     """Counts at the probes, the keys between the middle two, and whether all of them.
 
     Returns:
@@ -217,7 +237,7 @@ def _pass(
         )
         counts.append(count)
         fullest.append(jnp.max(number, axis=1))
-        candidates.append((keys, stack.groups))
+        candidates.append(_Rows(keys, stack.groups))
         members += stack.groups
     total = Count.of(jnp.concatenate(counts)).total(members, len(probes))
     most = jnp.zeros(len(probes), jnp.int32)
@@ -233,8 +253,8 @@ def _summaries(
     branches = [lambda x=x: _keys(x, dtype) for x in stack.matrices]
     own_probes = probes[jnp.asarray(stack.groups)]
     if len(branches) == 1:  # nothing to copy
-        words = _summarize_rows(branches[0](), own_probes[0])
-        rows = [word[None] for word in words]
+        keys = branches[0]().reshape(len(own_probes), -1, ROW)
+        rows = _summarize_rows(keys, own_probes.T[:, :, None, None])
     else:
         rows = lax.map(
             lambda i: _summarize_rows(lax.switch(i, branches), own_probes[i]),
@@ -250,7 +270,7 @@ def _summaries(
 
 
 def _summarize_rows(keys: jax.Array, probes: jax.Array) -> tuple[jax.Array, ...]:
-    """What there is to know of every row, in one read.
+    """What there is to know of every row, in one read, with four probes to each key.
 
     Returns:
       Two words, each with the counts at two probes; of the keys in between the largest,
@@ -265,7 +285,7 @@ def _summarize_rows(keys: jax.Array, probes: jax.Array) -> tuple[jax.Array, ...]
     none, zero = jnp.asarray(-1, keys.dtype), jnp.asarray(0, keys.dtype)
     operands = outer, inner, *(jnp.where(inside, keys, x) for x in (none, never, zero))
     initial = np.int32(0), np.int32(0), none, never, zero
-    return lax.reduce(operands, initial, _merge, (1,))
+    return lax.reduce(operands, initial, _merge, (keys.ndim - 1,))
 
 
 def _merge(a, b):
@@ -279,7 +299,7 @@ def _merge(a, b):
 
 
 def _finish(
-    candidates: _Candidates,
+    candidates: list[_Rows],
     between: Bracket,
     found: jax.Array,
     skipped: Count,
@@ -294,19 +314,29 @@ def _finish(
         between.reach_high.map(jnp.zeros_like),
     )
 
-    def count(probes):
-        counts = [_reached(keys, probes[jnp.asarray(g)]) for keys, g in candidates]
-        members = [group for _, groups in candidates for group in groups]
-        total = Count.of(jnp.concatenate(counts)).total(members, len(probes))
-        return shards.total(total)
-
     # The keys that reach `high` are not among the candidates.
-    last = _search.search(count, skipped.minus(between.reach_high), inside)
+    rest = skipped.minus(between.reach_high)
+    last = _search.search(_counter(candidates, shards), rest, inside)
     last = last._replace(
         reach_low=last.reach_low.plus(between.reach_high),
         reach_high=last.reach_high.plus(between.reach_high),
     )
     return jax.tree.map(lambda a, b: jnp.where(found, a, b), last, bracket)
+
+
+# What is searched in the cache.
+
+
+def _counter(parts: Sequence[_Rows], shards: Shards) -> Callable[[jax.Array], Count]:
+    """Probes of each group -> how many keys of that group reach them."""
+    members = [group for _, groups in parts for group in groups]
+
+    def count(probes):
+        counts = [_reached(keys, probes[jnp.asarray(g)]) for keys, g in parts]
+        total = Count.of(jnp.concatenate(counts)).total(members, len(probes))
+        return shards.total(total)
+
+    return count
 
 
 def _reached(keys: jax.Array, probes: jax.Array) -> jax.Array:
@@ -333,7 +363,8 @@ def _add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...
 
 
 def _sampled_guess(
-    stacks: Sequence[_Stack],
+    sample: _Rows,
+    strides: Sequence[int],
     sizes: Sequence[int],
     skipped: Count,
     dtype: jnp.dtype,
@@ -345,17 +376,20 @@ def _sampled_guess(
     ``sqrt(n p (1 - p))``, with ``p`` the share above it. A sample of everything has
     none: the middle two probes are then the answer and the next key.
     """
-    strides = _strides(sizes)
-    sample, n = _sample(stacks, strides, dtype, shards)
+    given = jnp.sum(sample.keys >= 0, axis=1, dtype=jnp.float32)
+    n = jnp.zeros(len(sizes), jnp.float32).at[jnp.asarray(sample.groups)].add(given)
     n = shards.sum(n)
     p = (skipped.as_float() + 0.5) / jnp.maximum(jnp.asarray(sizes, jnp.float32), 1)
     whole = jnp.asarray(strides) == 1
     deviation = jnp.where(whole, 0, jnp.sqrt(n * p * (1 - p)) + 0.5)
     ranks = jnp.concatenate([n * p + deviation, n * p - deviation])
     n, deviation = (jnp.concatenate([x, x]) for x in (n, deviation))
-    twice = jnp.concatenate([sample, sample])
+    twice = _Rows(
+        jnp.concatenate([sample.keys, sample.keys]),
+        [*sample.groups, *(group + len(sizes) for group in sample.groups)],
+    )
     ends = _search.search(
-        lambda probes: shards.total(Count.of(_reached(twice, probes))),
+        _counter([twice], shards),
         Count.of(jnp.clip(ranks, 0, jnp.maximum(n - 1, 0))),
         Bracket.around_all(Count.of(n), dtype),
         lambda bracket: bracket.open() & (bracket.inside() > deviation / 4),
@@ -383,18 +417,24 @@ def _sample(
     strides: Sequence[int],
     dtype: jnp.dtype,
     shards: Shards,
-) -> tuple[jax.Array, jax.Array]:
-    """Evenly spread keys, a row a group, and their number in each row.
-
-    Rows are filled up with -1, which reaches no probe.
-    """
-    rows: list[list[jax.Array]] = [[jnp.zeros(0, key_dtype(dtype))] for _ in strides]
-    for stack in stacks:
-        for matrix, group in zip(stack.matrices, stack.groups, strict=True):
-            flat = matrix.reshape(-1)[:: strides[group]]
-            rows[group].append(shards.once(matrix, _keys(flat, dtype), -1))
-    joined = [_joined(row) for row in rows]
-    width = max(row.size for row in joined)
-    filled = [jnp.pad(row, (0, width - row.size), constant_values=-1) for row in joined]
-    sample = jnp.stack(filled)
-    return sample, jnp.sum(sample >= 0, axis=1).astype(jnp.float32)
+) -> _Rows:
+    """Evenly spread keys of every group; -1, which reaches no probe, for none."""
+    parts = []
+    for matrices, groups in stacks:
+        stride = min(strides[group] for group in groups)
+        of_each = len(groups) // len(matrices)
+        spread = [m.reshape(of_each, -1)[:, ::stride] for m in matrices]
+        keys = _keys(jnp.concatenate(spread), dtype)
+        keys = shards.once(matrices[0], keys, -1)
+        # Side by side, or one below the other: compilers take time for every part.
+        parts.append(keys.reshape(1, -1) if len(strides) == 1 else keys)
+    if len(strides) == 1:
+        return _Rows(jnp.concatenate(parts, axis=1), [0])
+    width = max(part.shape[1] for part in parts)
+    filled = [
+        jnp.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1)
+        for part in parts
+    ]
+    return _Rows(
+        jnp.concatenate(filled), [group for stack in stacks for group in stack.groups]
+    )
