@@ -1,7 +1,8 @@
 """Tables and figures of a run of `examples.convergence`, made from its files.
 
     report.md, report.html    the best learning rates, losses, state, times; the sweep
-    *.png                     figure 4, and the loss against time, state and fraction
+    *.png                     figure 4, the same beside SGD on the same batches, and the
+                              loss against time, state, learning rate and fraction
 
 `python -m examples.plots RUN` makes them again.
 """
@@ -39,8 +40,10 @@ def write(folder: Path) -> list[Path]:
         "loss_against_state": _against_state,
         "loss_against_rate": functools.partial(_against_rate, runs),
     }
-    if len(_fractions(best)) > 1:
-        painters["loss_against_fraction"] = _against_fraction
+    if plain := _plain(best):
+        painters["loss_minus_sgd"] = functools.partial(_minus_sgd, plain)
+    if plain and len(_fractions(best)) > 1:
+        painters["loss_against_fraction"] = functools.partial(_against_fraction, plain)
     pictures = [
         looks.draw(
             folder / f"{name}.png", functools.partial(paint, best, settings), _SIZE
@@ -126,16 +129,20 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
 
 
 def _differences(runs: Sequence[Run], others: Sequence[Run]) -> str:
+    found = differences(runs, others)
+    if not found:
+        return "-"
+    return f"{np.mean(found):+.3f} ({min(found):+.3f} to {max(found):+.3f})"
+
+
+def differences(runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
     """What the same batches came to: seeds differ more than optimizers do."""
     losses = {run["seed"]: run["loss"] for run in others if run["loss"] is not None}
-    found = [
+    return [
         run["loss"] - losses[run["seed"]]
         for run in runs
         if run["loss"] is not None and run["seed"] in losses
     ]
-    if not found:
-        return "-"
-    return f"{np.mean(found):+.3f} ({min(found):+.3f} to {max(found):+.3f})"
 
 
 def sweep_table(runs: Sequence[Run]) -> Table:
@@ -181,6 +188,34 @@ def _main(best: Winners, settings: Mapping[str, Any]) -> Winners:
 def _loss_curves(best: Winners, settings: Mapping[str, Any], figure: Figure) -> None:
     loss_curves(_main(best, settings), figure)
     figure.axes[0].set(xlabel="step")
+
+
+def _minus_sgd(
+    plain: Sequence[Run], best: Winners, settings: Mapping[str, Any], figure: Figure
+) -> None:
+    """Step by step, on the same batches."""
+    losses = {run["seed"]: np.asarray(run["losses"]) for run in plain}
+    beside: Winners = {}
+    for key, runs in _main(best, settings).items():
+        own = [run for run in runs if run["seed"] in losses]
+        if key[0] != "sgd" and own:
+            beside[key] = [run | {"losses": _beside(run, losses)} for run in own]
+    if not beside:
+        return
+    loss_curves(beside, figure)
+    axes = figure.axes[0]
+    # The first steps differ by much more than all that follows.
+    curves = [np.asarray(line.get_ydata()) for line in axes.get_lines()]
+    ends = [y for curve in curves for y in curve[len(curve) * 2 // 5 :]]
+    axes.set_ylim(1.1 * min(*ends, 0), 1.1 * max(*ends, 0))
+    axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1)
+    axes.set(xlabel="step", ylabel="training loss minus SGD's on the same batches")
+
+
+def _beside(run: Run, losses: Mapping[int, np.ndarray]) -> list[float]:
+    """A diverged training is shorter."""
+    both = zip(run["losses"], losses[run["seed"]], strict=False)
+    return [own - other for own, other in both]
 
 
 def _against_time(best: Winners, settings: Mapping[str, Any], figure: Figure) -> None:
@@ -254,23 +289,30 @@ def _legend_beside(axes: Axes) -> None:
 
 
 def _against_fraction(
-    best: Winners, settings: Mapping[str, Any], figure: Figure
+    plain: Sequence[Run], best: Winners, settings: Mapping[str, Any], figure: Figure
 ) -> None:
+    """With a bar from the lowest to the highest seed; Adam for comparison."""
     del settings
     axes = figure.subplots()
-    found = _fractions(best)
-    means = [mean_loss(runs) for runs in found.values()]
-    axes.plot(list(found), means, **looks.dots("clipped_sgd") | {"linestyle": "--"})
-    if plain := _plain(best):
-        axes.axhline(
-            mean_loss(plain), color=looks.COLOURS["sgd"], label="SGD, not clipped"
-        )
-        axes.legend()
+    found = {f: differences(runs, plain) for f, runs in _fractions(best).items()}
+    found = {fraction: own for fraction, own in found.items() if own}
+    means = np.asarray([np.mean(own) for own in found.values()])
+    ends = [[min(own), max(own)] for own in found.values()]
+    bars = np.abs(np.asarray(ends).T - means)
+    marks = looks.dots("clipped_sgd") | {"linestyle": "--", "label": "clipped SGD"}
+    axes.errorbar([*found], means, bars, capsize=3, **marks)
+    axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
+    for (name, _), runs in best.items():
+        if name == "adam" and (own := differences(runs, plain)):
+            axes.axhspan(min(own), max(own), color=looks.COLOURS[name], alpha=0.2)
+            axes.axhline(np.mean(own), color=looks.COLOURS[name], label="Adam")
     axes.set(
         xscale="log",
         xlabel="share of the coordinates clipped",
-        ylabel="final training loss",
+        ylabel="final training loss minus SGD's on the same batches",
+        title="Mean over the seeds; bars and bands: lowest to highest",
     )
+    axes.legend(fontsize=7)
 
 
 def _provenance(content: Mapping[str, Any], runs: Sequence[Run], date: str) -> str:

@@ -276,7 +276,8 @@ def _vocabulary(
 
 
 def table(done: list[dict[str, Any]]) -> Table:
-    """One row for each variant."""
+    """One row for each variant, factor by factor."""
+    factors = [*FACTORS]
     return Table(
         "What clipping does to the sharpness of SGD's direction, one factor at a time",
         [
@@ -286,7 +287,7 @@ def table(done: list[dict[str, Any]]) -> Table:
             "SGD's sharpness",
             *(f"{label(name, None)} / SGD" for name in _COMPARED[1:]),
         ],
-        [_row(line) for line in done],
+        [_row(line) for line in sorted(done, key=lambda x: factors.index(x["factor"]))],
     )
 
 
@@ -318,7 +319,7 @@ def _value(variant: Mapping[str, Any]) -> str:
 
 def _markdown(settings: Settings, done: list[dict[str, Any]]) -> str:
     content = json.loads((settings.run / "settings.json").read_text())
-    found = table(done)
+    found, date = table(done), run_folder.day(settings.run / "variants.jsonl")
     base = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(Variant()).items())
     known = [(line["factor"], line["variant"]) for line in done]
     every = [(factor, dataclasses.asdict(v)) for factor, v in settings.variants()]
@@ -326,7 +327,8 @@ def _markdown(settings: Settings, done: list[dict[str, Any]]) -> str:
     return (
         f"# {found.title}\n\nDefaults: {base}. Ratios: mean, and range over three "
         f"moments, on {settings.test_size} fixed pairs.\n\n{as_markdown(found)}\n\n"
-        f"`python -m examples.factors`; {run_folder.made_with(content['made_with'])}.\n"
+        f"`python -m examples.factors`; {date}; "
+        f"{run_folder.made_with(content['made_with'])}.\n"
         + (f"\nNot run: {', '.join(missing)}.\n" if missing else "")
     )
 
