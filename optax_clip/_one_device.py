@@ -19,7 +19,7 @@ code: large ones go through a loop that first copies one into the cache, and sma
 are joined.
 """
 
-import collections
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -126,18 +126,18 @@ def _guess(
 
 
 class _Stack(NamedTuple):
-    """Matrices of one shape and type, and the group of each.
+    """Matrices of one shape and type, and the groups of their rows.
 
-    Or one matrix with the rows of all groups, as many of each. Those of integers hold
-    keys, -1 where there is none.
+    A matrix has as many rows of one of its groups as of another, first those of the
+    first. Those of integers hold keys, -1 where there is none.
     """
 
     matrices: list[jax.Array]
     groups: list[int]
 
-    def rows(self) -> int:
-        """How many rows there are of each group."""
-        return sum(map(len, self.matrices)) // len(self.groups)
+    def shared(self) -> int:
+        """How many groups there are in each matrix."""
+        return len(self.groups) // len(self.matrices)
 
 
 class _Rows(NamedTuple):
@@ -156,48 +156,43 @@ def _stacks(
     arrays: Sequence[jax.Array], groups: Sequence[int], dtype: jnp.dtype
 ) -> list[_Stack]:
     """Large arrays as they are; the rest of each group joined, and beside others'."""
-    matrices = []
     # What is split differently is not joined: types have more than shape and dtype.
     splits = [jax.typeof(array).manual_axis_type for array in arrays]
+    matrices: list[tuple[jax.Array, list[int]]] = []
     loose: dict[tuple, list[jax.Array]] = {}
     for array, group, split in zip(arrays, groups, splits, strict=True):
         parts = loose.setdefault((group, split), [])
         flat = array.reshape(-1)
         whole = flat.size // ROW * ROW if flat.size >= SMALL else 0
         if whole:
-            matrices.append((flat[:whole].reshape(-1, ROW), group))
+            matrices.append((flat[:whole].reshape(-1, ROW), [group]))
         if whole < flat.size:
             parts.append(magnitude_key(flat[whole:], dtype))
-    number = collections.Counter[Any]()
-    large: dict[Any, _Stack] = {}
-    for matrix, group in sorted(matrices, key=lambda entry: -entry[0].size):
-        kind = jax.typeof(matrix)
-        stack = large.setdefault((kind, number[kind] // IN_TURN), _Stack([], []))
-        stack.matrices.append(matrix)
-        stack.groups.append(group)
-        number[kind] += 1
-    small: dict[Any, _Stack] = {}
+    small: dict[Any, list[tuple[jax.Array, int]]] = {}
     for (group, _), parts in loose.items():
-        if parts:
-            keys = _joined(parts)
+        for some in _batches(parts):
+            keys = jnp.concatenate(some)
             keys = jnp.pad(keys, (0, -keys.size % ROW), constant_values=-1)
-            stack = small.setdefault(jax.typeof(keys), _Stack([], []))
-            stack.matrices.append(keys)
-            stack.groups.append(group)
-    beside = (
-        _Stack([_joined(keys).reshape(-1, ROW)], groups)
-        for keys, groups in small.values()
-    )
-    return [*large.values(), *beside]
+            if keys.size < SMALL:
+                small.setdefault(jax.typeof(keys), []).append((keys, group))
+            else:
+                matrices.append((keys.reshape(-1, ROW), [group]))
+    for rows in small.values():
+        for some in _batches(rows):
+            keys = jnp.concatenate([keys for keys, _ in some])
+            matrices.append((keys.reshape(-1, ROW), [group for _, group in some]))
+    stacks: dict[Any, list[_Stack]] = {}
+    for matrix, members in sorted(matrices, key=lambda entry: -entry[0].size):
+        alike = stacks.setdefault((jax.typeof(matrix), len(members)), [])
+        if not alike or len(alike[-1].matrices) == IN_TURN:
+            alike.append(_Stack([], []))
+        alike[-1].matrices.append(matrix)
+        alike[-1].groups.extend(members)
+    return list(itertools.chain(*stacks.values()))
 
 
-def _joined(parts: list[jax.Array]) -> jax.Array:
-    """Vectors as one, in steps that the compiler must not undo."""
-    while len(parts) > JOINED:
-        starts = range(0, len(parts), JOINED)
-        parts = [jnp.concatenate(parts[i : i + JOINED]) for i in starts]
-        parts = list(lax.optimization_barrier(parts))
-    return jnp.concatenate(parts)
+def _batches(items: list) -> list[list]:
+    return [items[i : i + JOINED] for i in range(0, len(items), JOINED)]
 
 
 def _capacity(stacks: Sequence[_Stack], groups: int, shards: Shards) -> jax.Array:
@@ -207,8 +202,9 @@ def _capacity(stacks: Sequence[_Stack], groups: int, shards: Shards) -> jax.Arra
     """
     rows = np.zeros(groups)
     for stack in stacks:
-        parts = shards.number(stack.matrices[0])
-        np.add.at(rows, stack.groups, stack.rows() * parts)
+        matrix = stack.matrices[0]
+        of_each = len(matrix) // stack.shared() * shards.number(matrix)
+        np.add.at(rows, stack.groups, of_each)
     return jnp.asarray(np.maximum(0.7 * rows**0.75, CANDIDATES), jnp.float32)
 
 
@@ -251,15 +247,20 @@ def _summaries(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of each matrix: four counts, the number inside of each row, the keys inside."""
     branches = [lambda x=x: _keys(x, dtype) for x in stack.matrices]
-    own_probes = probes[jnp.asarray(stack.groups)]
+    own_probes = probes[jnp.asarray(stack.groups)].reshape(len(branches), -1, 4)
+
+    def summarize(keys, probes):
+        keys = keys.reshape(stack.shared(), -1, ROW)
+        return _summarize_rows(keys, probes.T[:, :, None, None])
+
     if len(branches) == 1:  # nothing to copy
-        keys = branches[0]().reshape(len(own_probes), -1, ROW)
-        rows = _summarize_rows(keys, own_probes.T[:, :, None, None])
+        rows = summarize(branches[0](), own_probes[0])
     else:
         rows = lax.map(
-            lambda i: _summarize_rows(lax.switch(i, branches), own_probes[i]),
+            lambda i: summarize(lax.switch(i, branches), own_probes[i]),
             jnp.arange(len(branches)),
         )
+        rows = [words.reshape(len(stack.groups), -1) for words in rows]
     outer, inner, top, bottom, total = rows
     words = [outer & 0xFFFF, inner & 0xFFFF, inner >> 16, outer >> 16]
     counts = _sums(*words)
@@ -420,12 +421,13 @@ def _sample(
 ) -> _Rows:
     """Evenly spread keys of every group; -1, which reaches no probe, for none."""
     parts = []
-    for matrices, groups in stacks:
-        stride = min(strides[group] for group in groups)
-        of_each = len(groups) // len(matrices)
-        spread = [m.reshape(of_each, -1)[:, ::stride] for m in matrices]
+    for stack in stacks:
+        stride = min(strides[group] for group in stack.groups)
+        spread = [
+            matrix.reshape(stack.shared(), -1)[:, ::stride] for matrix in stack.matrices
+        ]
         keys = _keys(jnp.concatenate(spread), dtype)
-        keys = shards.once(matrices[0], keys, -1)
+        keys = shards.once(stack.matrices[0], keys, -1)
         # Side by side, or one below the other: compilers take time for every part.
         parts.append(keys.reshape(1, -1) if len(strides) == 1 else keys)
     if len(strides) == 1:
