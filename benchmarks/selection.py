@@ -35,7 +35,9 @@ T5_SMALL = t5.T5Config()
 class Settings:
     """What is measured, and how often."""
 
-    layout: Literal["t5-small", "one-leaf", "ten-thousand-leaves"] = "t5-small"
+    layout: Literal[
+        "t5-small", "one-leaf", "thousand-leaves", "ten-thousand-leaves"
+    ] = "t5-small"
     coordinates: int = 60_506_624  # about; every leaf is scaled
     dtype: Literal["float32", "bfloat16"] = "float32"
     rounds: int = 9
@@ -48,6 +50,7 @@ class Settings:
         harness.at_least(self, coordinates=10_000, rounds=1)
 
 
+LEAVES = {"one-leaf": 1, "thousand-leaves": 1000, "ten-thousand-leaves": 10_000}
 OURS = "global clip"
 FIGURES = (
     Figure("global clip / fixed clip", OURS, "fixed clip", "<=", 3),
@@ -90,10 +93,8 @@ def main(settings: Settings, model: t5.T5Config = T5_SMALL) -> Row:
 
 
 def leaf_shapes(settings: Settings, model: t5.T5Config) -> Shapes:
-    if settings.layout == "one-leaf":
-        return [(settings.coordinates,)]
-    if settings.layout == "ten-thousand-leaves":
-        return [(settings.coordinates // 10_000,)] * 10_000
+    if leaves := LEAVES.get(settings.layout):
+        return [(settings.coordinates // leaves,)] * leaves
     params = jax.eval_shape(lambda: t5.init(model, 0)[1])
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     scale = settings.coordinates / sum(map(math.prod, shapes))

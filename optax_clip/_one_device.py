@@ -19,6 +19,7 @@ code: large ones go through a loop that first copies one into the cache, and sma
 are joined.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -79,8 +80,10 @@ def search(
 
     def advance(state):
         bracket, probes, turn = state
-        counts, candidates, complete = _pass(stacks, probes, dtype, shards)
-        bracket = bracket.narrowed(probes, counts, skipped)
+        needed = unfinished(bracket)
+        counts, candidates, complete = _pass(stacks, probes, needed, dtype, shards)
+        narrowed = bracket.narrowed(probes, counts, skipped)
+        bracket = _where(needed, narrowed, bracket)
         reached = counts.exceeds(skipped.map(lambda word: word[:, None]))
         between = Bracket(
             *(probes[:, i] for i in (1, 2)),
@@ -110,6 +113,8 @@ def _guess(
     """
     low, high, inside = bracket.low, bracket.high, bracket.inside()
     share, deviation = bracket.share(skipped), bracket.deviation(skipped)
+    # Keys are not as even as that, most of all where many are inside.
+    outer = 4 * deviation + 1 / 16
     # With room for all, take all.
     reach = jnp.minimum(4 * deviation, capacity / 2 / jnp.maximum(inside, 1))
     reach = jnp.where(inside <= capacity, 1, reach)
@@ -117,9 +122,14 @@ def _guess(
     third = jnp.clip(bracket.key_at(share + reach) + 1, second + 1, high)
     cut = jnp.maximum((high - low) // 3, 1)
     bets = turn % 2 == 0
-    first = jnp.where(bets, bracket.key_at(share - 4 * deviation), low + cut)
-    fourth = jnp.where(bets, bracket.key_at(share + 4 * deviation) + 1, high - cut)
+    first = jnp.where(bets, bracket.key_at(share - outer), low + cut)
+    fourth = jnp.where(bets, bracket.key_at(share + outer) + 1, high - cut)
     return jnp.stack([first, second, third, fourth], axis=1)
+
+
+def _where(chosen: jax.Array, bracket: Bracket, otherwise: Bracket) -> Bracket:
+    """One bracket or the other of every group."""
+    return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), bracket, otherwise)
 
 
 # The data as matrices.
@@ -212,7 +222,11 @@ def _capacity(stacks: Sequence[_Stack], groups: int, shards: Shards) -> jax.Arra
 
 
 def _pass(
-    stacks: Sequence[_Stack], probes: jax.Array, dtype: jnp.dtype, shards: Shards
+    stacks: Sequence[_Stack],
+    probes: jax.Array,
+    needed: jax.Array,
+    dtype: jnp.dtype,
+    shards: Shards,
 ) -> tuple[Count, list[_Rows], jax.Array]:
     """Counts at the probes, the keys between the middle two, and whether all of them.
 
@@ -224,7 +238,8 @@ def _pass(
     matrices, probes = lax.optimization_barrier(([s.matrices for s in stacks], probes))
     counts, candidates, fullest, members = [], [], [], []
     for stack, of_stack in zip(stacks, matrices, strict=True):
-        summaries = _summaries(stack._replace(matrices=of_stack), probes, dtype)
+        stack_held = stack._replace(matrices=of_stack)
+        summaries = _summaries(stack_held, probes, needed, dtype)
         # What leaves a barrier may be typed as split like all that entered it.
         like = stack.matrices[0]
         count, number, keys = (
@@ -243,21 +258,38 @@ def _pass(
 
 
 def _summaries(
-    stack: _Stack, probes: jax.Array, dtype: jnp.dtype
+    stack: _Stack, probes: jax.Array, needed: jax.Array, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each matrix: four counts, the number inside of each row, the keys inside."""
+    """Of each group: four counts, the number inside of each row, the keys inside.
+
+    A matrix is not read if none of its groups is needed.
+    """
     branches = [lambda x=x: _keys(x, dtype) for x in stack.matrices]
-    own_probes = probes[jnp.asarray(stack.groups)].reshape(len(branches), -1, 4)
+    groups = jnp.asarray(stack.groups).reshape(len(branches), -1)
+    own_probes, own_needs = probes[groups], jnp.any(needed[groups], axis=1)
 
     def summarize(keys, probes):
-        keys = keys.reshape(stack.shared(), -1, ROW)
+        keys = keys().reshape(stack.shared(), -1, ROW)
         return _summarize_rows(keys, probes.T[:, :, None, None])
 
+    def nothing(probes):
+        # Split, says the type, as what is read.
+        zero = _keys(stack.matrices[0][:, 0], dtype) * 0 + probes[0, 0] * 0
+        zero = zero.reshape(stack.shared(), -1)
+        words = zero.astype(jnp.int32), zero.astype(jnp.int32)
+        return (*words, zero, zero, zero)
+
+    def summarize_if_needed(i, keys):
+        if len(needed) == 1:
+            return summarize(keys, own_probes[i])
+        read = functools.partial(summarize, keys)
+        return lax.cond(own_needs[i], read, nothing, own_probes[i])
+
     if len(branches) == 1:  # nothing to copy
-        rows = summarize(branches[0](), own_probes[0])
+        rows = summarize_if_needed(0, branches[0])
     else:
         rows = lax.map(
-            lambda i: summarize(lax.switch(i, branches), own_probes[i]),
+            lambda i: summarize_if_needed(i, lambda: lax.switch(i, branches)),
             jnp.arange(len(branches)),
         )
         rows = [words.reshape(len(stack.groups), -1) for words in rows]
@@ -322,7 +354,7 @@ def _finish(
         reach_low=last.reach_low.plus(between.reach_high),
         reach_high=last.reach_high.plus(between.reach_high),
     )
-    return jax.tree.map(lambda a, b: jnp.where(found, a, b), last, bracket)
+    return _where(found, last, bracket)
 
 
 # What is searched in the cache.
@@ -423,9 +455,7 @@ def _sample(
     parts = []
     for stack in stacks:
         stride = min(strides[group] for group in stack.groups)
-        spread = [
-            matrix.reshape(stack.shared(), -1)[:, ::stride] for matrix in stack.matrices
-        ]
+        spread = [_spread(matrix, stack.shared(), stride) for matrix in stack.matrices]
         keys = _keys(jnp.concatenate(spread), dtype)
         keys = shards.once(stack.matrices[0], keys, -1)
         # Side by side, or one below the other: compilers take time for every part.
@@ -440,3 +470,17 @@ def _sample(
     return _Rows(
         jnp.concatenate(filled), [group for stack in stacks for group in stack.groups]
     )
+
+
+def _spread(matrix: jax.Array, groups: int, stride: int) -> jax.Array:
+    """About every so-many-th number of each group; every one if that is 1.
+
+    Rows first: on TPU all rows that are left are copied into another layout.
+    """
+    rows_apart = min(max(stride // STRIDE, 1), 16)
+    matrix = matrix.reshape(groups, -1, ROW)[:, ::rows_apart]
+    # Odd, or it would be the same columns of every row.
+    stride = stride // rows_apart | 1
+    if groups == 1:  # a vector, or XLA for TPU may run out of memory
+        return matrix.reshape(-1)[::stride].reshape(1, -1)
+    return matrix.reshape(groups, -1)[:, ::stride]
