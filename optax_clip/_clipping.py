@@ -484,6 +484,7 @@ def _bitwise_or(
     return tuple(x | y for x, y in zip(a, b, strict=True))
 
 
+@jax.jit  # leaves of one shape are traced once
 def _clip_to(leaf: jax.Array, tau: jax.Array, magnitude: jax.Array) -> jax.Array:
     """Replace what exceeds ``tau`` by ``tau`` itself, with its own sign or phase."""
     if jnp.iscomplexobj(leaf):
