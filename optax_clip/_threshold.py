@@ -195,8 +195,8 @@ def _group_counts(
     """How many magnitudes of each group reach each of its probes."""
     # Or XLA would compute the keys before the loop, and store them.
     held, probes = lax.optimization_barrier((arrays, probes))
-    # What is likely to be split alike comes together: XLA for TPU adds up such arrays
-    # before it adds up devices, so that less crosses; as do all of a kind on GPU.
+    # What is likely to be split alike comes together: such arrays XLA for GPU and TPU
+    # may add up before it adds up devices, so that less crosses.
     kinds = [(-array.ndim, -array.size) for array in arrays]
     sums: list[list[jax.Array]] = []
     members: list[int] = []
