@@ -305,7 +305,7 @@ def _against_fraction(
     for (name, _), runs in best.items():
         if name == "adam" and (own := differences(runs, plain)):
             axes.axhspan(min(own), max(own), color=looks.COLOURS[name], alpha=0.2)
-            axes.axhline(np.mean(own), color=looks.COLOURS[name], label="Adam")
+            axes.axhline(float(np.mean(own)), color=looks.COLOURS[name], label="Adam")
     axes.set(
         xscale="log",
         xlabel="share of the coordinates clipped",
