@@ -207,7 +207,9 @@ def _minus_sgd(
     # The first steps differ by much more than all that follows.
     curves = [np.asarray(line.get_ydata()) for line in axes.get_lines()]
     ends = [y for curve in curves for y in curve[len(curve) * 2 // 5 :]]
-    axes.set_ylim(1.1 * min(*ends, 0), 1.1 * max(*ends, 0))
+    low, high = min(*ends, 0), max(*ends, 0)
+    margin = 0.1 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
     axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1)
     axes.set(xlabel="step", ylabel="training loss minus SGD's on the same batches")
 
