@@ -277,6 +277,17 @@ def test_many_leaves_clip_as_one(scope, devices, rng):
     check(leaves, np.float32(0.05), scope, updates, state)
 
 
+@pytest.mark.parametrize("scope", ["global", "leaf"])
+def test_more_leaves_than_share_a_loop_or_an_array_clip_as_a_sort_says(scope, rng):
+    large, small = _one_device.IN_TURN + 3, 2 * _one_device.JOINED + 3
+    sizes = [_one_device.SMALL + _one_device.ROW + 7] * large + [200] * small
+    leaves = [rng.standard_cauchy(size).astype(F32) for size in sizes]
+    for leaf in leaves[::3]:  # large keys in few rows, found some passes after others
+        leaf.sort()
+    updates, state = compiled(scope, "one device")(np.float32(0.05), leaves)
+    check(leaves, np.float32(0.05), scope, updates, state)
+
+
 def test_small_leaves_are_joined_in_steps(rng):
     """One join of a thousand operands would take minutes to compile."""
     most = _one_device.JOINED
