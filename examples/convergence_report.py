@@ -40,7 +40,8 @@ def write(folder: Path) -> list[Path]:
         "loss_against_state": _against_state,
         "loss_against_rate": functools.partial(_against_rate, runs),
     }
-    if plain := _plain(best):
+    plain = _runs_of(best, "sgd")
+    if plain and len(_main(best, settings)) > 1:
         painters["loss_minus_sgd"] = functools.partial(_minus_sgd, plain)
     if plain and len(_fractions(best)) > 1:
         painters["loss_against_fraction"] = functools.partial(_against_fraction, plain)
@@ -89,7 +90,7 @@ def winners(runs: Sequence[Run]) -> Winners:
 def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
     """The best first; what diverged with a later seed is counted, not left out."""
     theirs = paper.LEARNING_RATES.get(settings["task"], {})
-    plain = _plain(best)
+    plain = _runs_of(best, "sgd")
     rows = []
     for (name, fraction), runs in sorted(best.items(), key=lambda x: mean_loss(x[1])):
         finite = [run["loss"] for run in runs if run["loss"] is not None]
@@ -105,7 +106,7 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
                 f"**{np.mean(finite):.3f}**",
                 f"{min(finite):.3f} to {max(finite):.3f}"
                 + (f", {diverged} diverged" if diverged else ""),
-                _differences(runs, plain) if name != "sgd" else "-",
+                _mean_difference(runs, plain) if name != "sgd" else "-",
                 f"{runs[0]['state_bytes'] / 1e6:.1f} MB",
                 f"{1e3 * runs[0]['step_seconds']:.0f} ms",
             ]
@@ -128,14 +129,14 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
     )
 
 
-def _differences(runs: Sequence[Run], others: Sequence[Run]) -> str:
-    found = differences(runs, others)
+def _mean_difference(runs: Sequence[Run], others: Sequence[Run]) -> str:
+    found = _differences(runs, others)
     if not found:
         return "-"
     return f"{np.mean(found):+.3f} ({min(found):+.3f} to {max(found):+.3f})"
 
 
-def differences(runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
+def _differences(runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
     """What the same batches came to: seeds differ more than optimizers do."""
     losses = {run["seed"]: run["loss"] for run in others if run["loss"] is not None}
     return [
@@ -169,9 +170,9 @@ def mean_loss(runs: Sequence[Run]) -> float:
     return float(np.mean(finite)) if finite else float("inf")
 
 
-def _plain(best: Winners) -> list[Run]:
-    """SGD's runs, if it is among them."""
-    return next((runs for (name, _), runs in best.items() if name == "sgd"), [])
+def _runs_of(best: Winners, optimizer: str) -> list[Run]:
+    """Its runs, if it is among them."""
+    return next((runs for (name, _), runs in best.items() if name == optimizer), [])
 
 
 def _fractions(best: Winners) -> dict[float, list[Run]]:
@@ -194,14 +195,12 @@ def _minus_sgd(
     plain: Sequence[Run], best: Winners, settings: Mapping[str, Any], figure: Figure
 ) -> None:
     """Step by step, on the same batches."""
-    losses = {run["seed"]: np.asarray(run["losses"]) for run in plain}
+    losses = {run["seed"]: run["losses"] for run in plain}
     beside: Winners = {}
     for key, runs in _main(best, settings).items():
         own = [run for run in runs if run["seed"] in losses]
         if key[0] != "sgd" and own:
             beside[key] = [run | {"losses": _beside(run, losses)} for run in own]
-    if not beside:
-        return
     loss_curves(beside, figure)
     axes = figure.axes[0]
     # The first steps differ by much more than all that follows.
@@ -214,7 +213,7 @@ def _minus_sgd(
     axes.set(xlabel="step", ylabel="training loss minus SGD's on the same batches")
 
 
-def _beside(run: Run, losses: Mapping[int, np.ndarray]) -> list[float]:
+def _beside(run: Run, losses: Mapping[int, Sequence[float]]) -> list[float]:
     """A diverged training is shorter."""
     both = zip(run["losses"], losses[run["seed"]], strict=False)
     return [own - other for own, other in both]
@@ -296,7 +295,7 @@ def _against_fraction(
     """With a bar from the lowest to the highest seed; Adam for comparison."""
     del settings
     axes = figure.subplots()
-    found = {f: differences(runs, plain) for f, runs in _fractions(best).items()}
+    found = {f: _differences(runs, plain) for f, runs in _fractions(best).items()}
     found = {fraction: own for fraction, own in found.items() if own}
     means = np.asarray([np.mean(own) for own in found.values()])
     ends = [[min(own), max(own)] for own in found.values()]
@@ -304,10 +303,10 @@ def _against_fraction(
     marks = looks.dots("clipped_sgd") | {"linestyle": "--", "label": "clipped SGD"}
     axes.errorbar([*found], means, bars, capsize=3, **marks)
     axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
-    for (name, _), runs in best.items():
-        if name == "adam" and (own := differences(runs, plain)):
-            axes.axhspan(min(own), max(own), color=looks.COLOURS[name], alpha=0.2)
-            axes.axhline(float(np.mean(own)), color=looks.COLOURS[name], label="Adam")
+    if own := _differences(_runs_of(best, "adam"), plain):
+        colour = looks.COLOURS["adam"]
+        axes.axhspan(min(own), max(own), color=colour, alpha=0.2)
+        axes.axhline(float(np.mean(own)), color=colour, label="Adam")
     axes.set(
         xscale="log",
         xlabel="share of the coordinates clipped",
