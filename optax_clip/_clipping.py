@@ -24,6 +24,7 @@ from optax_clip._keys import (
     with_sign_of,
 )
 from optax_clip._shards import AxisName
+from optax_clip._trees import check_leaves
 
 Scope = Literal["global", "leaf"]
 """One threshold for all leaves together, or one for each."""
@@ -168,7 +169,7 @@ def clip_top_k_coordinates(
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
-        check_leaves(updates)
+        check_leaves(updates, "clipping")
         if always:
             state = measure(updates, state, fraction, scope, tolerance, axis_name)
             return clip_by(state, fraction, updates), state
@@ -250,7 +251,7 @@ def clip_numerator(
         return ClipNumeratorState(inner.init(params), init_state(params, scope))
 
     def update_fn(updates, state, params=None, **extra_args):
-        check_leaves(updates)
+        check_leaves(updates, "clipping")
         clip_state = measure(
             updates, state.clip_state, fraction, scope, tolerance, axis_name
         )
@@ -357,23 +358,9 @@ def check_scope(scope: str) -> None:
         )
 
 
-def check_leaves(updates: optax.Updates) -> None:
-    """Refuse leaves without an order of magnitudes to speak of."""
-    for path, leaf in jax.tree.leaves_with_path(updates):
-        dtype = jnp.dtype(
-            leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-        )
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            raise TypeError(
-                "clipping: expected floating-point or complex leaves; the one at "
-                f"{jax.tree_util.keystr(path) or 'the root'} is {dtype}. Leave it out "
-                "with optax.masked, or convert it."
-            )
-
-
 def init_state(params: optax.Params, scope: Scope) -> ClipTopKState:
     """The state before the first update: nothing clipped."""
-    check_leaves(params)
+    check_leaves(params, "clipping")
     leaves = jax.tree.leaves(params)
     shape = (len(leaves),) if scope == "leaf" else ()
     wide = any(jnp.finfo(jnp.result_type(leaf)).bits == 64 for leaf in leaves)

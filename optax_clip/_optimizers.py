@@ -15,7 +15,6 @@ from optax_clip._clipping import (
     ClipTopKState,
     Scope,
     check_fraction,
-    check_leaves,
     check_scope,
     clip_by,
     clip_numerator,
@@ -24,6 +23,7 @@ from optax_clip._clipping import (
     measure,
 )
 from optax_clip._normalization import normalize_by_block_rms
+from optax_clip._trees import check_leaves
 
 Mask = Any | Callable[[optax.Params], Any]
 
@@ -432,7 +432,7 @@ def _only_floats() -> optax.GradientTransformation:
 
     def update_fn(updates, params):
         del params
-        check_leaves(updates)
+        check_leaves(updates, "clipping")
         return updates
 
     return optax.stateless(update_fn)
@@ -476,7 +476,7 @@ def _scale_by_clipped_adam(
 
     def update_fn(updates, state, params=None):
         del params
-        check_leaves(updates)
+        check_leaves(updates, "clipping")
         clip_state = measure(updates, state.clip_state, fraction, scope)
         clipped = clip_by(clip_state, fraction, updates)
         mu = optax.tree.update_moment(clipped, state.mu, b1, 1)
@@ -505,7 +505,7 @@ def _interpolate_momentum(b1, b2, mu_dtype) -> optax.GradientTransformation:
 
     def update_fn(updates, state, params=None):
         del params
-        check_leaves(updates)
+        check_leaves(updates, "clipping")
         mixed = jax.tree.map(lambda g, m: (1.0 - b1) * g + b1 * m, updates, state.mu)
         mu = optax.tree.update_moment(updates, state.mu, b2, 1)
         count = optax.safe_increment(state.count)

@@ -10,8 +10,7 @@ import pytest
 
 import optax_clip
 
-from . import reference
-from .helpers import (
+from ..helpers import (
     assert_close,
     assert_finite,
     assert_same_bits,
@@ -19,6 +18,7 @@ from .helpers import (
     draw_tree,
     run,
 )
+from . import reference
 
 pytestmark = pytest.mark.usefixtures("strict")
 

@@ -23,16 +23,15 @@ import optax_clip
 from optax_clip._ranks import Count
 from optax_clip._shards import Shards
 
-from . import reference, test_threshold
-from .helpers import (
-    CORE,
-    FACTORIES,
+from ..helpers import (
     assert_close,
     assert_same_bits,
     avals,
     compilations,
     draw_tree,
 )
+from . import reference, test_threshold
+from .factories import CORE, FACTORIES
 
 pytestmark = [
     pytest.mark.usefixtures("strict"),

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import optax_clip
 from optax_clip import _one_device, _ranks
 
+from ..helpers import assert_close, assert_same_bits
 from . import reference
-from .helpers import assert_close, assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("strict")
 

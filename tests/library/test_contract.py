@@ -1,6 +1,6 @@
 """What Optax asks of every transformation, and what this package promises on top.
 
-One table of all public factories (`helpers.FACTORIES`), one list of laws. Laws about
+One table of all public factories (`factories.FACTORIES`), one list of laws. Laws about
 types and structures are checked by tracing, laws about numbers by one compiled step
 for each factory.
 """
@@ -17,20 +17,22 @@ import pytest
 
 import optax_clip
 
-from .helpers import (
-    ADAFACTOR,
-    CLIPPING,
-    CORE,
-    FACTORIES,
-    OPTIMIZERS,
+from ..helpers import (
     assert_close,
     assert_finite,
     assert_same_bits,
     avals,
     compilations,
     draw_tree,
-    relative_step,
     run,
+)
+from .factories import (
+    ADAFACTOR,
+    CLIPPING,
+    CORE,
+    FACTORIES,
+    OPTIMIZERS,
+    relative_step,
 )
 
 pytestmark = pytest.mark.usefixtures("strict")

@@ -10,8 +10,9 @@ import pytest
 
 import optax_clip
 
+from ..helpers import assert_close, assert_same_bits, draw_tree, run
 from . import reference
-from .helpers import ADAFACTOR, assert_close, assert_same_bits, draw_tree, run
+from .factories import ADAFACTOR
 
 pytestmark = pytest.mark.usefixtures("strict")
 

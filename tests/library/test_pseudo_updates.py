@@ -8,8 +8,7 @@ import pytest
 
 import optax_clip
 
-from . import reference
-from .helpers import (
+from ..helpers import (
     assert_close,
     assert_same_bits,
     avals,
@@ -17,6 +16,7 @@ from .helpers import (
     draw_tree,
     run,
 )
+from . import reference
 
 pytestmark = pytest.mark.usefixtures("strict")
 
