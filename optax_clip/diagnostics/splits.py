@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_clip._clipping import check_fraction, exceeds
+from optax_clip._clip_leaf import exceeds
+from optax_clip._clipping import known_fraction
 from optax_clip._threshold import threshold
 from optax_clip._trees import check_leaves, tree_vdot
 from optax_clip.diagnostics import _checks
@@ -281,7 +282,7 @@ def top_coordinates(tree: Any, fraction: jax.Array | float) -> Any:
       >>> diagnostics.top_coordinates(tree, 0.5)["w"].tolist()
       [False, True, False]
     """
-    check_fraction(fraction)
+    fraction = known_fraction(fraction)
     check_leaves(tree, "top_coordinates", real=True)
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     if not leaves:
