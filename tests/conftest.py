@@ -55,22 +55,6 @@ def x64():
         yield
 
 
-@pytest.fixture(params=["one device", "many devices"])
-def devices(request):
-    """The code paths of a process with one device and with several."""
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def device_count(request, monkeypatch):
-    """One device for all but the tests of several: that is what most users run."""
-    several = request.module.__name__.endswith("test_sharding")
-    if "devices" in request.fixturenames:
-        several = request.getfixturevalue("devices") == "many devices"
-    if not several:
-        monkeypatch.setattr(jax, "device_count", lambda *_: 1)
-
-
 @pytest.fixture(scope="session")
 def micro_t5(tmp_path_factory):
     """A random checkpoint, with dropout, of the committed vocabulary."""

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import optax_clip
 
-from .helpers import CORE, FACTORIES
+from .factories import CORE, FACTORIES
 from .test_sharding import AXIS_TYPES, SUMS_OF_LARGE, all_reduces, collectives
 
 pytest.importorskip("libtpu")

@@ -11,7 +11,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_clip._normalization import balancing
+
+def path_name(path: Any) -> str:
+    """Returns a tree path as text, for example ``encoder/0/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def check_leaves(tree: Any, caller: str, *, real: bool = False) -> None:
+    """Refuses leaves that have no magnitude to speak of, and names the first.
+
+    Args:
+      tree: pytree of arrays, or of what becomes one.
+      caller: the public function that refuses, for the message.
+      real: whether complex leaves are refused, too.
+
+    Raises:
+      TypeError: for a leaf of integers, booleans, PRNG keys or float0.
+    """
+    kind, wanted = (
+        (jnp.floating, "real floating-point")
+        if real
+        else (jnp.inexact, "floating-point or complex")
+    )
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, kind):
+            # float0, which stands for no gradient, prints as a structured type.
+            name = "float0" if dtype == jax.dtypes.float0 else dtype
+            raise TypeError(
+                f"{caller}: expected {wanted} leaves; the one at "
+                f"{path_name(path) or 'the root'} is {name}. Leave it out (with "
+                "optax.masked, or `where`), or convert it."
+            )
 
 
 def accumulator(tree: Any) -> jnp.dtype:
@@ -40,8 +71,18 @@ def tree_balance(tree: Any) -> tuple[Any, jax.Array]:
         jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(tree)
     ]
     # Near 1 the squares of an update of norm 1e-25 stay above zero.
-    scale = balancing(functools.reduce(jnp.maximum, peaks, jnp.zeros([], dtype)))
+    scale = balance(functools.reduce(jnp.maximum, peaks, jnp.zeros([], dtype)))
     return jax.tree.map(lambda x: x.astype(dtype) * scale, tree), scale
+
+
+def balance(peak: jax.Array) -> jax.Array:
+    """Returns the power of two that brings a peak near 1; 1 for a peak of zero.
+
+    Multiplying by it is exact, and on a CPU takes a tenth of the time of a division.
+    """
+    _, exponent = jnp.frexp(peak)
+    limit = jnp.finfo(peak.dtype).maxexp - 2  # beyond, it or its inverse is subnormal
+    return jnp.ldexp(jnp.ones_like(peak), jnp.clip(-exponent, -limit, limit))
 
 
 def tree_unit(tree: Any, norm: jax.Array) -> Any:
@@ -70,8 +111,3 @@ def tree_draw(draw: Callable[..., jax.Array], key: jax.Array, tree: Any) -> Any:
         for k, x in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, drawn)
-
-
-def path_name(path: Any) -> str:
-    """Returns a tree path as text, for example ``encoder/0/kernel``."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

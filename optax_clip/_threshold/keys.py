@@ -5,6 +5,7 @@ compare exactly where a backend's floats would not: subnormal numbers count, and
 merely larger than infinity.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from jax import lax
 
 
 def common_dtype(arrays: Sequence[jax.Array]) -> jnp.dtype:
-    """The smallest float type that holds all numbers of the arrays exactly."""
+    """Returns the smallest float type that holds all numbers of the arrays exactly."""
     dtypes = {array.dtype for array in arrays}
     if len(dtypes) == 1:
         return dtypes.pop()
@@ -23,13 +24,13 @@ def common_dtype(arrays: Sequence[jax.Array]) -> jnp.dtype:
 
 
 def magnitude_key(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The bit patterns of ``|array|`` in ``dtype``: integers that order like it."""
+    """Returns the bit patterns of ``|array|`` in ``dtype``: integers of its order."""
     bits = lax.bitcast_convert_type(widen(array, dtype), unsigned(dtype))
     return (bits & ~_sign_bit(dtype)).astype(key_dtype(dtype))
 
 
 def with_sign_of(magnitude: jax.Array, array: jax.Array) -> jax.Array:
-    """``copysign``, by bits: arithmetic could flush a subnormal magnitude."""
+    """Returns ``copysign``, by bits: arithmetic could flush a subnormal magnitude."""
     dtype = array.dtype
     signs = lax.bitcast_convert_type(array, unsigned(dtype)) & _sign_bit(dtype)
     bits = lax.bitcast_convert_type(magnitude, unsigned(dtype))
@@ -37,29 +38,35 @@ def with_sign_of(magnitude: jax.Array, array: jax.Array) -> jax.Array:
 
 
 def infinity_key(dtype: jnp.dtype) -> int:
-    """The key of infinity: NaN's keys, and only they, are larger."""
+    """Returns the key of infinity: NaN's keys, and only they, are larger."""
     info = jnp.finfo(dtype)
     return ((1 << info.nexp) - 1) << info.nmant
 
 
 def key_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The type of keys."""
+    """Returns the type of keys."""
     return jnp.dtype(jnp.int64 if jnp.finfo(dtype).bits == 64 else jnp.int32)
 
 
 def unsigned(dtype: jnp.dtype) -> jnp.dtype:
-    """The type of bit patterns."""
+    """Returns the type of bit patterns."""
     return jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def convert(magnitude: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Convert a magnitude to any float type, keeping subnormal numbers."""
+    """Converts a magnitude to any float type, keeping subnormal numbers."""
     wider = jnp.finfo(dtype).bits > jnp.finfo(magnitude.dtype).bits
     return (widen if wider else narrow)(magnitude, dtype)
 
 
+@convert.defjvp
+def _convert_tangent(dtype, primals, tangents):
+    return convert(primals[0], dtype), tangents[0].astype(dtype)
+
+
 def widen(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Convert to a wider float type, exactly.
+    """Converts to a wider float type, exactly.
 
     A backend may flush subnormal numbers to zero when it converts; their mantissas,
     read as integers and scaled, are safe.
@@ -79,7 +86,7 @@ def widen(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def narrow(magnitude: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Round a magnitude to a narrower float type, keeping subnormal numbers."""
+    """Rounds a magnitude to a narrower float type, keeping subnormal numbers."""
     source, info = jnp.finfo(magnitude.dtype), jnp.finfo(dtype)
     if magnitude.dtype == dtype:
         return magnitude
@@ -99,5 +106,5 @@ def narrow(magnitude: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def _sign_bit(dtype: jnp.dtype) -> jax.Array:
-    """The pattern of -0.0."""
+    """Returns the pattern of -0.0."""
     return jnp.asarray(1 << (jnp.finfo(dtype).bits - 1), unsigned(dtype))

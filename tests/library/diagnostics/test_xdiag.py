@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matfree import stochtrace
 
+from optax_clip._trees import tree_draw
 from optax_clip.diagnostics import hessian_diagonal
-from optax_clip.diagnostics._trees import tree_draw
 
 from . import problems
 from .problems import tokens, transformer_loss, waves
