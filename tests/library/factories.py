@@ -48,7 +48,7 @@ def pseudo_updates_of_two(learning_rate=0.1):
     """Two shadow optimizers."""
     shadows = {
         "Adam": optax.adam(learning_rate),
-        "SGD, 30 % clipped": optax_clip.clipped_sgd(learning_rate, 0.3),
+        "SGD, 30 % clipped": optax_clip.clipped_sgd(learning_rate, fraction=0.3),
     }
     return optax_clip.pseudo_updates(shadows)
 
@@ -57,6 +57,29 @@ def ema_sgd(learning_rate, *more):
     """Plain SGD with the papers' momentum."""
     ema = optax.ema(0.9, debias=False)
     return optax.chain(ema, *more, optax.scale_by_learning_rate(learning_rate))
+
+
+def nesterov_sgd(learning_rate, decay=0.9):
+    """Plain SGD along the average after one more step with the same gradient."""
+    ema = optax.ema(decay, debias=False)
+
+    def update(updates, state, params=None):
+        del params
+        average, state = ema.update(updates, state)
+        ahead = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, average, updates)
+        return ahead, state
+
+    average = optax.GradientTransformation(ema.init, update)
+    return optax.chain(average, optax.scale_by_learning_rate(learning_rate))
+
+
+def update_clipped_adam(learning_rate, fraction=0.05, *, scope="global"):
+    """Adam whose update is clipped: a chain, as the docs say."""
+    return optax.chain(
+        optax.scale_by_adam(),
+        optax_clip.clip_top_k_coordinates(fraction, scope=scope),
+        optax.scale_by_learning_rate(learning_rate),
+    )
 
 
 def relative_step(count):
@@ -92,11 +115,6 @@ FACTORIES = {
         {"fraction": 0.3, "scope": "leaf"},
         plain=optax.identity,
     ),
-    "clip every third time": Row(
-        optax_clip.clip_top_k_coordinates,
-        {"fraction": 0.3, "refresh_every": 3},
-        plain=optax.identity,
-    ),
     "numerator of RMSProp": Row(
         numerator_of_rms,
         {"fraction": 0.3},
@@ -123,8 +141,14 @@ FACTORIES = {
     ),
     "clipped SGD without momentum": Row(
         optax_clip.clipped_sgd,
-        {"learning_rate": 0.1, "fraction": 0.3, "momentum": None},
+        {"learning_rate": 0.1, "fraction": 0.3, "decay": None},
         plain=lambda: optax.sgd(0.1),
+        converging={"learning_rate": 5e-3},
+    ),
+    "clipped SGD with Nesterov's momentum": Row(
+        optax_clip.clipped_sgd,
+        {"learning_rate": 0.1, "fraction": 0.3, "nesterov": True},
+        plain=lambda: nesterov_sgd(0.1),
         converging={"learning_rate": 5e-3},
     ),
     "clipped SGD with weight decay per leaf": Row(
@@ -134,7 +158,6 @@ FACTORIES = {
             "fraction": 0.3,
             "scope": "leaf",
             "weight_decay": 0.01,
-            "refresh_every": 2,
         },
         plain=lambda: ema_sgd(0.1, optax.add_decayed_weights(0.01)),
         needs_params=True,
@@ -176,11 +199,22 @@ FACTORIES = {
         converging={"learning_rate": decaying(0.1)},
     ),
     "update-clipped Adam": Row(
-        optax_clip.clipped_adam,
-        {"learning_rate": 0.1, "fraction": 0.3, "clip": "update"},
+        update_clipped_adam,
+        {"learning_rate": 0.1, "fraction": 0.3},
         plain=lambda: optax.adam(0.1),
         converging={"learning_rate": decaying(0.1)},
         survives_inf=False,
+    ),
+    "Adam's scaling": Row(
+        optax_clip.scale_by_clipped_adam,
+        {"fraction": 0.3},
+        plain=optax.scale_by_adam,
+    ),
+    "clipped NAdam": Row(
+        optax_clip.clipped_adam,
+        {"learning_rate": 0.1, "fraction": 0.3, "nesterov": True},
+        plain=lambda: optax.nadam(0.1),
+        converging={"learning_rate": decaying(0.1)},
     ),
     "clipped AdamW": Row(
         optax_clip.clipped_adam,
@@ -206,7 +240,6 @@ CORE = [
     "clipped normalized SGD",
     "clipped Adafactor",
     "gradient-clipped Adam",
-    "update-clipped Adam",
     "clipped Lion",
 ]
 CLIPPING = [name for name, row in FACTORIES.items() if row.plain is not None]

@@ -22,10 +22,16 @@ def rank(fraction, size, eps=2.0**-53):
 
 
 def threshold(leaves, fraction, eps=2.0**-53):
-    """The m-th entry (from 0) of all magnitudes sorted downwards; NaN counts as inf."""
+    """The m-th entry (from 0) of all magnitudes sorted downwards; NaN counts as inf.
+
+    Where that is 0, zeros do not count: m is that of the others, if there are any.
+    """
     magnitudes = np.concatenate([np.abs(leaf).ravel() for leaf in leaves])
     magnitudes = np.where(np.isnan(magnitudes), np.inf, magnitudes)
-    return np.sort(magnitudes)[::-1][rank(fraction, magnitudes.size, eps)]
+    ordered = np.sort(magnitudes)[::-1]
+    tau = ordered[rank(fraction, magnitudes.size, eps)]
+    others = np.count_nonzero(magnitudes)
+    return tau if tau or not others else ordered[rank(fraction, others, eps)]
 
 
 def clip_leaf(g, tau):

@@ -6,8 +6,6 @@ for each factory.
 """
 
 import functools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +68,7 @@ stepper = functools.cache(Stepper)
 def test_every_public_factory_is_in_the_table():
     tabled = {row.factory for row in FACTORIES.values()}
     tabled |= {optax_clip.clip_numerator, optax_clip.pseudo_updates}  # inside functions
-    prefixes = ("clip_", "clipped_", "normalize_", "pseudo_")
+    prefixes = ("clip_", "clipped_", "normalize_", "pseudo_", "scale_")
     public = {n for n in dir(optax_clip) if n.startswith(prefixes)} - {"clip_metrics"}
     assert {n for n in public if getattr(optax_clip, n) not in tabled} == set()
 
@@ -103,7 +101,8 @@ def test_map_params_finds_the_state_of_each_parameter(name, rng):
     )
     shapes = {p.shape for p in params.values()}
     for leaf in jax.tree.leaves(found):
-        assert leaf.shape in shapes or "Adafactor" in name
+        factors = {s[:i] + s[i + 1 :] for s in shapes for i in range(len(s))} | {(1,)}
+        assert leaf.shape in (shapes | factors if "Adafactor" in name else shapes)
     rest = optax.tree.map_params(
         tx, lambda _: None, state, transform_non_params=lambda v: v
     )
@@ -264,7 +263,7 @@ def test_an_accumulator_type_changes_the_state_and_not_the_updates(
     factory, accumulator, dtype, rng
 ):
     option = {ACCUMULATORS[factory]: accumulator}
-    tx = getattr(optax_clip, factory)(0.1, 0.3, **option)
+    tx = getattr(optax_clip, factory)(0.1, fraction=0.3, **option)
     params = draw_tree(rng, dtype)
     state = jax.eval_shape(tx.init, params)
     updates, after = jax.eval_shape(tx.update, params, state, params)
@@ -532,12 +531,3 @@ def test_params_are_not_asked_for_where_they_are_not_needed(name, rng):
     tx, g = FACTORIES[name](), draw_tree(rng)
     state = jax.eval_shape(tx.init, g)
     assert jax.eval_shape(tx.update, g, state)[1] == state
-
-
-def test_importing_the_package_needs_only_jax_and_optax():
-    code = (
-        "import sys, optax_clip; "
-        "bad = {'flax', 'matplotlib', 'orbax'} & set(sys.modules); "
-        "assert not bad, bad"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -17,14 +17,15 @@ from ..helpers import (
     run,
 )
 from . import reference
+from .factories import update_clipped_adam
 
 pytestmark = pytest.mark.usefixtures("strict")
 
 SHADOWS = {
-    "SGD, 5 % clipped": optax_clip.clipped_sgd(1.0, 0.05),
+    "SGD, 5 % clipped": optax_clip.clipped_sgd(1.0, fraction=0.05),
     "NSGD": optax_clip.clipped_normalized_sgd(1.0, 0),
-    "Adam, update clipped": optax_clip.clipped_adam(1.0, 0.5, clip="update"),
-    "Adafactor": optax_clip.clipped_adafactor(None, 0.05),
+    "Adam, update clipped": update_clipped_adam(1.0, 0.5),
+    "Adafactor": optax_clip.clipped_adafactor(None, fraction=0.05),
     "SignSGD": optax.chain(
         optax.ema(0.9, debias=False), optax.scale_by_sign(), optax.scale(-1.0)
     ),

@@ -20,8 +20,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_clip
-from optax_clip._ranks import Count
-from optax_clip._shards import Shards
+from optax_clip._threshold.counts import total, wide
+from optax_clip._threshold.shards import Shards
 
 from ..helpers import (
     assert_close,
@@ -147,13 +147,9 @@ def test_the_search_for_collectives_finds_an_all_gather(rng):
 
 
 @meshes
-def test_a_sharded_schedule_with_rare_refreshes_has_the_bits_of_one_device(
-    axis_type, rng
-):
+def test_a_sharded_schedule_has_the_bits_of_one_device(axis_type, rng):
     grads = [draw_tree(rng, jnp.float32, SHAPES) for _ in range(4)]
-    tx = optax_clip.clip_top_k_coordinates(
-        lambda count: 0.125 + 0.125 * count, refresh_every=2
-    )
+    tx = optax_clip.clip_top_k_coordinates(lambda count: 0.125 + 0.125 * count)
 
     def follow(grads):
         state, history, update = tx.init(grads[0]), [], jax.jit(tx.update)
@@ -292,9 +288,9 @@ WIDE_PARTS = {
 @functools.cache
 def clip_in_parts(where, specs, scope="global", x64=False):
     """A function like those of `test_threshold.compiled`."""
-    del x64  # for the cache
-    if where == "on an explicit mesh":
-        mesh, clip = make_mesh("explicit"), test_threshold.compiled(scope, where)
+    if where.startswith("on an"):
+        kind = "explicit" if where == "on an explicit mesh" else "auto"
+        mesh, clip = make_mesh(kind), test_threshold.compiled(scope, x64)
     else:
         named = where == "named"
         axis_name = ("data", "model") if named else None
@@ -378,15 +374,13 @@ def test_what_was_averaged_is_counted_once(rng):
 
 
 @pytest.mark.parametrize("where", ["on an explicit mesh", "in shard_map"])
-def test_a_tolerance_a_schedule_and_rare_refreshes_in_parts(where, rng):
+def test_a_schedule_in_shards(where, rng):
     grads = {
         k: rng.standard_t(2, (4, *shape)).astype(F32)
         for k, shape in {"a": (16, 8), "b": (8,), "c": ()}.items()
     }
     specs = {"a": P(None, "data", "model"), "b": P(None, "data"), "c": P()}
-    tx = optax_clip.clip_top_k_coordinates(
-        lambda count: 0.125 + 0.125 * count, refresh_every=2, tolerance=0.02
-    )
+    tx = optax_clip.clip_top_k_coordinates(lambda count: 0.125 + 0.125 * count)
 
     def follow(grads):
         def step(state, g):
@@ -463,14 +457,14 @@ def test_an_empty_tree_in_parts_has_no_coordinates():
 
 def test_counts_of_several_devices_add_up_exactly_beyond_32_bits():
     numbers = np.uint32([2**32 - 1 - i for i in range(8)])
-    mapped = jax.shard_map(
-        lambda n: tuple(Shards.of([n], None).total(Count.of(n))),
-        mesh=make_mesh("auto"),
-        in_specs=BOTH,
-        out_specs=P(),
-    )
-    high, low = (int(word[0]) for word in mapped(numbers))
-    assert (high, low) == divmod(sum(map(int, numbers)), 2**16)
+
+    def add(n):
+        with wide():
+            return Shards.of([n], None).sum(total(n, [0], 1))
+
+    mesh = make_mesh("auto")
+    mapped = jax.jit(jax.shard_map(add, mesh=mesh, in_specs=BOTH, out_specs=P()))
+    assert int(mapped(numbers)[0]) == sum(map(int, numbers))
 
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
@@ -505,7 +499,7 @@ def test_leaves_on_different_meshes_are_refused(fraction):
 
 def test_a_donated_sharded_training_step_compiles_once(rng):
     mesh = make_mesh("explicit")
-    tx = optax_clip.clipped_sgd(0.1, 0.1)
+    tx = optax_clip.clipped_sgd(0.1, fraction=0.1)
     with jax.set_mesh(mesh):
         params = shard(draw_tree(rng, jnp.float32, SHAPES), "mixed", mesh)
         grads = shard(draw_tree(rng, jnp.float32, SHAPES), "mixed", mesh)
@@ -536,8 +530,8 @@ def test_a_pass_has_the_same_collectives_for_few_leaves_and_for_many(scope):
     assert count(2) == count(20) <= len(mesh.axis_names)
 
 
-SUMS_OF_SMALL = ["s32[14]"]  # seven probes, two words a count
-SUMS_OF_LARGE = ["f32[1]", "s32[14]", "s32[28]", "s32[9]"]  # with sample and finish
+SUMS_OF_SMALL = ["s64[7]"]  # seven probes
+SUMS_OF_LARGE = ["f32[1]", "s64[14]", "s64[5]", "s64[7]"]  # with sample and finish
 
 
 @pytest.mark.parametrize(
