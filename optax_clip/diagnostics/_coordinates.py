@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from optax_clip._clip_leaf import exceeds
 from optax_clip._threshold import threshold
 from optax_clip._trees import check_leaves
 from optax_clip.diagnostics import _checks
@@ -173,20 +174,21 @@ def top_coordinates(tree: Any, fraction: jax.typing.ArrayLike) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
     if not leaves:
         raise ValueError("tree has no leaves, so it has no top coordinates.")
-    leaves = [jnp.asarray(x) for x in leaves]
+    arrays = [jnp.asarray(x) for x in leaves]
     if isinstance(fraction, jax.Array):
-        return jax.tree.unflatten(treedef, _above(leaves, fraction))
-    # In float32, floor(f N) would not be exact.
-    return jax.tree.unflatten(treedef, _above(leaves, None, number=float(fraction)))
+        above = _above_array(arrays, fraction)
+    else:  # a number stays one: in float32, floor(f N) would not be exact
+        above = _above_number(arrays, fraction=float(np.asarray(fraction)))
+    return jax.tree.unflatten(treedef, above)
 
 
-@functools.partial(jax.jit, static_argnames="number")
-def _above(
-    leaves: list[jax.Array], fraction: jax.Array | None, number: float | None = None
-) -> list[jax.Array]:
-    fraction = number if fraction is None else fraction
-    tau = threshold(leaves, [0] * len(leaves), fraction)[0][0]
-    return [jnp.abs(x).astype(tau.dtype) > tau for x in leaves]
+def _above(leaves: list[jax.Array], fraction: jax.Array | float) -> list[jax.Array]:
+    tau = threshold(leaves, [0] * len(leaves), fraction).value[0]
+    return [exceeds(x, tau) for x in leaves]
+
+
+_above_number = jax.jit(_above, static_argnames="fraction")
+_above_array = jax.jit(_above)
 
 
 class Persistence(NamedTuple):

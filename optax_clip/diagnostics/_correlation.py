@@ -191,9 +191,12 @@ def _correlate(a, b, key, confidence, resamples: int) -> Correlation:
         x, y = a[rows], b[rows]
         kept = ((x > 0) & (y > 0)).astype(dtype)
         log_x, log_y = (jnp.log(jnp.where(kept > 0, z, 1)) for z in (x, y))
-        ranks = (rankdata(z).astype(dtype) for z in (x, y))
+        x_rank, y_rank = (rankdata(z).astype(dtype) for z in (x, y))
         return jnp.stack(
-            [_pearson(log_x, log_y, kept), _pearson(*ranks, jnp.ones_like(kept))]
+            [
+                _pearson(log_x, log_y, kept),
+                _pearson(x_rank, y_rank, jnp.ones_like(kept)),
+            ]
         )
 
     keys = jax.random.split(key, resamples)

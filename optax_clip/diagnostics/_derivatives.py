@@ -139,9 +139,8 @@ def directional_derivatives(
       and section 3.
     """
     problem = state_problem(loss, params, args, options, direction, MODES)
-    shifted = not _checks.is_concrete(shift) or shift != 0
-    shift = shift if shifted else None
-    return problem.by_name(problem.run(_derivatives, shift, step))
+    moved = None if _checks.is_concrete(shift) and shift == 0 else shift
+    return problem.by_name(problem.run(_derivatives, moved, step))
 
 
 def directional_sharpness(
@@ -330,9 +329,9 @@ def _derivatives(problem: Problem, shift: Any, step: Any) -> tuple:
 
         return problem.map(one)
 
-    along = problem.stream(measure)
-    found = DirectionalDerivatives(*along, problem.norms)
-    return found.loss, problem.results(found)
+    loss, slope, sharpness = problem.stream(measure)
+    found = DirectionalDerivatives(loss, slope, sharpness, problem.norms)
+    return loss, problem.results(found)
 
 
 def _rows(problem: Problem, reference: int) -> tuple:

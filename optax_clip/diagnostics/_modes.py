@@ -124,8 +124,7 @@ def hessian(problem: "Problem") -> Hessian:
             lambda x: problem.stream(functools.partial(evaluate, x)), x
         )
         return Hessian(value, gradient, lambda v: tangent(v)[1])
-    product = MODES[settings.mode].product
-    assert product is not None
+    product: Any = MODES[settings.mode].product
 
     def matvec(v):
         return problem.stream(

@@ -96,7 +96,7 @@ def stream(
     def part(i):
         taken = [
             lax.dynamic_index_in_dim(x, i, 1, keepdims=False) if cut else x
-            for x, cut in zip(folded, parts.cut, strict=True)
+            for x, (_, cut) in zip(folded, pairs, strict=True)
         ]
         return thaw(treedef.unflatten(taken))
 

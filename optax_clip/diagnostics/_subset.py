@@ -68,8 +68,8 @@ class Selection(NamedTuple):
 
     def merge(self, chosen: Sequence[Any], others: Sequence[Any]) -> Any:
         """Returns the tree of chosen and other leaves."""
-        chosen, others = iter(chosen), iter(others)
-        leaves = [next(chosen if new else others) for new in self.chosen]
+        sources = (iter(others), iter(chosen))
+        leaves = [next(sources[new]) for new in self.chosen]
         return jax.tree.unflatten(self.treedef, leaves)
 
 
