@@ -3,9 +3,9 @@
     python tests/golden_makers/make_llama_goldens.py
 
 Made once, with torch 2.13.0 (CPU) and transformers 5.24.0 on Python 3.11; each file
-carries the versions that wrote it. The tests themselves need neither package. Results are
-float64, from weights that are exact in float32; beside them is the error that PyTorch
-itself makes in float32, which is the yardstick for ours.
+carries the versions that wrote it. The tests themselves need neither package. Results
+are float64, from weights that are exact in float32; beside them is the error that
+PyTorch itself makes in float32, which is the yardstick for ours.
 """
 
 import json
