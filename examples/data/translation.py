@@ -1,14 +1,15 @@
 """English-French pairs: where they come from, how they are split, and their tokens.
 
-    committed_split() / file_split(path, seed) / opus_books_split(seed)
-        -> Split(train, valid) of Pair
+    committed_split() / libreoffice_split() / file_split(path, seed)
+        / opus_books_split(seed) -> Split(train, valid) of Pair
         -> tokenise(pairs, vocabulary, max_length) -> Tokenised(arrays, dropped)
 
 `batching.batch_at` takes batches from the arrays.
 """
 
+import hashlib
 import lzma
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ from examples.data.vocabulary import PAD, Vocabulary
 
 PREFIX = "translate English to French: "
 HELD_OUT = ("wesnoth-tsg", "wesnoth-sota")
-_EN_FR = Path(__file__).parent / "en_fr"
+_EN_FR = Path(__file__).parent / "en_fr" / "en_fr"
+_LIBREOFFICE = Path(__file__).parent / "libreoffice" / "libreoffice"
 _OPUS_TRAIN, _OPUS_VALID = 10_240, 1_024
 
 
@@ -45,17 +47,13 @@ class Tokenised(NamedTuple):
 
 
 def committed_split() -> Split:
-    """The pairs of this repository; whole stories are held out for validation."""
-    lines = _read_xz(_EN_FR / "en_fr.tsv.xz")
-    origins = _read_xz(_EN_FR / "en_fr.sources.txt.xz")
-    pairs = []
-    for line, origin in zip(lines, origins, strict=True):
-        english, french = line.split("\t")
-        pairs.append(Pair(english, french, origin))
-    return Split(
-        train=[pair for pair in pairs if pair.origin not in HELD_OUT],
-        valid=[pair for pair in pairs if pair.origin in HELD_OUT],
-    )
+    """The pairs of two games; whole stories are held out for validation."""
+    return _committed(_EN_FR, HELD_OUT.__contains__)
+
+
+def libreoffice_split() -> Split:
+    """The pairs of LibreOffice's help; one page in sixteen is held out as a whole."""
+    return _committed(_LIBREOFFICE, _is_one_in_sixteen)
 
 
 def file_split(path: Path, seed: int, valid_fraction: float = 0.05) -> Split:
@@ -124,6 +122,23 @@ def tokenise(
         for side, name in enumerate(("source", "target"))
     }
     return Tokenised(arrays, dropped=len(pairs) - len(kept))
+
+
+def _committed(stem: Path, held_out: Callable[[str], bool]) -> Split:
+    """Pairs and where each is from, in two files of this repository."""
+    lines = _read_xz(stem.with_suffix(".tsv.xz"))
+    origins = _read_xz(stem.with_suffix(".sources.txt.xz"))
+    split = Split([], [])
+    for line, origin in zip(lines, origins, strict=True):
+        english, french = line.split("\t")
+        part = split.valid if held_out(origin) else split.train
+        part.append(Pair(english, french, origin))
+    return split
+
+
+def _is_one_in_sixteen(origin: str) -> bool:
+    """By the name alone, so that another edition of the pages is split alike."""
+    return hashlib.sha256(origin.encode()).digest()[0] % 16 == 0
 
 
 def _read_xz(path: Path) -> list[str]:
