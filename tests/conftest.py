@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).parents[1]
 
 # Programs, and they need torch.
-collect_ignore_glob = ["make_*_goldens.py"]
+collect_ignore_glob = ["golden_makers/*"]
 
 # The option and not XLA_FLAGS: subprocesses started by a test keep one device.
 jax.config.update("jax_num_cpu_devices", 8)
