@@ -20,9 +20,13 @@ from examples.data.batching import Arrays, padded
 from examples.data.vocabulary import PAD, Vocabulary
 
 PREFIX = "translate English to French: "
+_KINDS = "tsv", "sources.txt"
 HELD_OUT = ("wesnoth-tsg", "wesnoth-sota")
-_EN_FR = Path(__file__).parent / "en_fr" / "en_fr"
-_LIBREOFFICE = Path(__file__).parent / "libreoffice" / "libreoffice"
+# The pairs, and where each is from.
+EN_FR, LIBREOFFICE = (
+    tuple(Path(__file__).parent / name / f"{name}.{kind}.xz" for kind in _KINDS)
+    for name in ("en_fr", "libreoffice")
+)
 _OPUS_TRAIN, _OPUS_VALID = 10_240, 1_024
 
 
@@ -48,12 +52,17 @@ class Tokenised(NamedTuple):
 
 def committed_split() -> Split:
     """The pairs of two games; whole stories are held out for validation."""
-    return _committed(_EN_FR, HELD_OUT.__contains__)
+    return _committed(EN_FR, HELD_OUT.__contains__)
 
 
 def libreoffice_split() -> Split:
     """The pairs of LibreOffice's help; one page in sixteen is held out as a whole."""
-    return _committed(_LIBREOFFICE, _is_one_in_sixteen)
+    return _committed(LIBREOFFICE, is_one_in_sixteen)
+
+
+def is_one_in_sixteen(origin: str) -> bool:
+    """By the name alone, so that another edition of the pages is split alike."""
+    return hashlib.sha256(origin.encode()).digest()[0] % 16 == 0
 
 
 def file_split(path: Path, seed: int, valid_fraction: float = 0.05) -> Split:
@@ -124,21 +133,14 @@ def tokenise(
     return Tokenised(arrays, dropped=len(pairs) - len(kept))
 
 
-def _committed(stem: Path, held_out: Callable[[str], bool]) -> Split:
-    """Pairs and where each is from, in two files of this repository."""
-    lines = _read_xz(stem.with_suffix(".tsv.xz"))
-    origins = _read_xz(stem.with_suffix(".sources.txt.xz"))
+def _committed(paths: tuple[Path, ...], held_out: Callable[[str], bool]) -> Split:
+    lines, origins = map(_read_xz, paths)
     split = Split([], [])
     for line, origin in zip(lines, origins, strict=True):
         english, french = line.split("\t")
         part = split.valid if held_out(origin) else split.train
         part.append(Pair(english, french, origin))
     return split
-
-
-def _is_one_in_sixteen(origin: str) -> bool:
-    """By the name alone, so that another edition of the pages is split alike."""
-    return hashlib.sha256(origin.encode()).digest()[0] % 16 == 0
 
 
 def _read_xz(path: Path) -> list[str]:

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from examples.data import bpe, packages
 from examples.data.subwords import Subwords
-from examples.models import checkpoint, gguf, huggingface_llama
+from examples.models import checkpoint, gguf, huggingface_encoder, huggingface_llama
 from examples.models.llama import LlamaConfig
 from examples.models.t5 import Params
 
@@ -38,6 +38,15 @@ class Loaded(NamedTuple):
     params: Params
     words: Subwords
     files: list[Path]
+
+
+def is_llama(init: str) -> bool:
+    """Whether `load` is for that, and not the loader of an encoder."""
+    if init == NAME or init.endswith(".gguf"):
+        return True
+    folder = checkpoint.local_folder(init)
+    kinds = ("llama", *huggingface_encoder.MODELS)
+    return checkpoint.read_config(folder, kinds)["model_type"] == "llama"
 
 
 def load(init: str | Path, dtype: DTypeLike = jnp.float32) -> Loaded:

@@ -20,8 +20,8 @@ from examples.data import bpe, packages
 from examples.models import gguf as llama_gguf
 from examples.models import huggingface_llama, llama, pretrained_llama
 
-from .. import models
 from ..helpers import assert_same_bits
+from . import models
 
 Kind = gguf.GGMLQuantizationType
 CONFIG = llama.LlamaConfig(
@@ -43,17 +43,9 @@ def permuted(rows, heads):
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def byte_characters():
-    """The character that stands for each byte in a byte-level BPE."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    shifted = {byte: chr(256 + n) for n, byte in enumerate(others)}
-    return [shifted.get(byte, chr(byte)) for byte in range(256)]
-
-
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["t h", "Ġ th", "Ġth e", "c a", "ca t", "1 2", "Ã ©", "Ġ Ġ"]
-TOKENS = [*SPECIAL, *byte_characters(), *(m.replace(" ", "") for m in MERGES)]
+TOKENS = [*SPECIAL, *models.byte_characters(), *(m.replace(" ", "") for m in MERGES)]
 
 
 def write(path, config=CONFIG, kind=Kind.F32, without=(), **metadata):
@@ -264,7 +256,7 @@ def test_a_text_comes_back_from_its_ids(words, text):
 
 def naive_pieces(word):
     """Merges the best pair of neighbours until none is left."""
-    pieces = [byte_characters()[byte] for byte in word.encode()]
+    pieces = [models.byte_characters()[byte] for byte in word.encode()]
     while pairs := [f"{a} {b}" for a, b in itertools.pairwise(pieces)]:
         ranks = [MERGES.index(p) if p in MERGES else len(MERGES) for p in pairs]
         at = int(np.argmin(ranks))

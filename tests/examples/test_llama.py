@@ -20,9 +20,9 @@ from safetensors.numpy import load_file
 
 from examples.models import huggingface_llama, llama
 
-from .. import models
 from ..helpers import assert_close, assert_finite, assert_same_bits
-from ..models import jit, rewrite, to_tensors
+from . import models
+from .models import jit, rewrite, to_tensors
 
 pytestmark = pytest.mark.usefixtures("strict")
 
