@@ -2,24 +2,19 @@
 
     python tests/golden_makers/make_llama_goldens.py
 
-Made once, with torch 2.13.0 (CPU) and transformers 5.24.0 on Python 3.11; each file
-carries the versions that wrote it. The tests themselves need neither package. Results
-are float64, from weights that are exact in float32; beside them is the error that
-PyTorch itself makes in float32, which is the yardstick for ours.
+As `make_t5_goldens.py`, made with torch 2.13.0 (CPU) and transformers 5.24.0.
 """
 
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import transformers
+from make_t5_goldens import VERSIONS, distance, write
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
-VERSIONS = f"torch {torch.__version__}, transformers {transformers.__version__}"
 LENGTH, GENERATED = 24, 20  # tokens of a row, and of one that begins with a prompt
 PROMPTS = (3, 1, 6)
 
@@ -160,11 +155,6 @@ def softmax_in_full_precision(scores: torch.Tensor, dim: int, dtype: torch.dtype
     return torch.softmax(scores, dim, dtype=torch.promote_types(scores.dtype, dtype))
 
 
-def distance(actual: torch.Tensor, exact: torch.Tensor) -> float:
-    """Relative to the length of `exact`."""
-    return ((actual - exact).norm() / exact.norm()).item()
-
-
 def make_case(name: str) -> None:
     for seed in range(10_000):
         model, batch = make_model(CASES[name], seed), make_batch(seed)
@@ -203,10 +193,7 @@ def make_case(name: str) -> None:
         golden[f"gradient/{k}"] = exact.gradient[k].numpy()
         golden[f"v/{k}"] = v[k].numpy()
         golden[f"hvp/{k}"] = exact.hvp[k].numpy()
-    path = GOLDENS / f"llama_{name}.npz"
-    np.savez_compressed(path, **golden)
-    errors = {k: f"{golden[f'float32_error/{k}']:.1e}" for k in ("logits", "gradient")}
-    print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB, seed {seed}, {errors}")
+    write(f"llama_{name}", golden)
 
 
 if __name__ == "__main__":
@@ -214,6 +201,5 @@ if __name__ == "__main__":
     torch.use_deterministic_algorithms(mode=True)
     torch.nn.functional.softmax = softmax_in_full_precision
     transformers.logging.set_verbosity_error()
-    GOLDENS.mkdir(exist_ok=True)
     for case in CASES:
         make_case(case)
