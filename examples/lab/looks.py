@@ -141,5 +141,7 @@ def histogram(axes: Axes, counted: Mapping[str, Any], colour: str) -> str:
 def signed(axes: Axes, values: Sequence[float], height: float, name: str) -> None:
     """Draws points on a logarithmic axis: a cross is a negative one's size."""
     for value in values:
-        marks = dots(name) | ({} if value > 0 else {"marker": "x"})
+        marks: dict[str, Any] = dots(name)
+        if value <= 0:
+            marks["marker"] = "x"
         axes.plot(abs(value), height, **marks)

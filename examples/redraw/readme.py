@@ -104,7 +104,7 @@ def _convergence(folder: Path) -> list[str]:
     ]
 
 
-def _heterogeneity(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _heterogeneity(runs: Sequence[dict[str, Any]]) -> list[str]:
     gaps = [second_paper.gap(run) for run in runs]
     seeds = max(len(one["losses"]) for run in runs for one in run["optimizers"])
     return [

@@ -9,11 +9,12 @@ examples/results/concentration.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from examples.lab import command_line, files, provenance, run_folder
 from examples.lab.directions import (
@@ -69,12 +70,22 @@ def main(settings: Settings, task: TranslationTask) -> None:
         "derivatives": jitted(diagnostics.directional_derivatives),
         "scan": jitted(diagnostics.line_scan),
     }
-    seeds = []
+    fractions = sorted({*FRACTIONS, settings.fraction})
+    optimizer = with_pseudo_updates(
+        "sgd", settings.rate, dict.fromkeys(COMPARED, settings.fraction)
+    )
+    step_function = train_step(task.train_loss, optimizer)
+    seeds: list[dict[str, Any]] = []
     for seed in range(settings.seed, settings.seed + settings.seeds):
-        state = trained(settings, dataclasses.replace(task, seed=seed))
-        batch = dataclasses.replace(task, seed=seed).fixed_batch(settings.test_size)
-        seeds.append({"seed": seed, **measured(state, batch, tools)})
-        print(f"seed {seed}: {seeds[-1]['top'][-4]}", flush=True)
+        seeded = dataclasses.replace(task, seed=seed)
+        params = jax.tree.map(jnp.copy, task.params)  # a step gives them away
+        begin = TrainState(params, optimizer.init(params))
+        *_, (_, state, _) = updates(
+            step_function, begin, seeded.batch_at, seed, 0, settings.steps
+        )
+        batch = seeded.fixed_batch(settings.test_size)
+        seeds.append({"seed": seed, **measured(state, batch, fractions, tools)})
+        print(f"seed {seed}: {seeds[-1]['sharpness']}", flush=True)
     settings.out.mkdir(parents=True, exist_ok=True)
     content = {
         "settings": dataclasses.asdict(settings) | {"out": None},
@@ -85,24 +96,13 @@ def main(settings: Settings, task: TranslationTask) -> None:
     print("\n".join(map(str, hero.write(settings.out))))
 
 
-def trained(settings: Settings, task: TranslationTask) -> TrainState:
-    """After SGD's updates, with the last pseudo-updates of all that are compared."""
-    fractions = dict.fromkeys(COMPARED, settings.fraction)
-    optimizer = with_pseudo_updates("sgd", settings.rate, fractions)
-    params = jax.tree.map(np.asarray, task.params)
-    begin = TrainState(params, optimizer.init(params))
-    step_function = train_step(task.train_loss, optimizer)
-    *_, (_, state, _) = updates(
-        step_function, begin, task.batch_at, task.seed, 0, settings.steps
-    )
-    return state
-
-
-def measured(state: TrainState, batch: Any, tools: dict[str, Any]) -> dict[str, Any]:
+def measured(
+    state: TrainState, batch: Any, fractions: Sequence[float], tools: dict[str, Any]
+) -> dict[str, Any]:
     """Where the sharpness is, and the loss along each direction."""
     params, directions = before_last_step(state, "sgd"), pseudo_directions(state)
     top = []
-    for fraction in FRACTIONS:
+    for fraction in fractions:
         mask = diagnostics.top_coordinates(directions["sgd"], fraction)
         found = tools["masked"](params, directions["sgd"], batch, mask=mask)
         top.append(
