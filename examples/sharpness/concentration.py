@@ -30,7 +30,6 @@ from optax_clip import diagnostics
 
 FOLDER = Path(__file__).parents[1] / "results" / "concentration"
 FRACTIONS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.5)
-COMPARED = ("sgd", "clipped_sgd", "adam")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ def main(settings: Settings, task: TranslationTask) -> None:
     }
     fractions = sorted({*FRACTIONS, settings.fraction})
     optimizer = with_pseudo_updates(
-        "sgd", settings.rate, dict.fromkeys(COMPARED, settings.fraction)
+        "sgd", settings.rate, dict.fromkeys(hero.COMPARED, settings.fraction)
     )
     step_function = train_step(task.train_loss, optimizer)
     seeds: list[dict[str, Any]] = []
