@@ -47,7 +47,13 @@ default_role = "literal"  # our docstrings write names as `name`
 show_warning_types = True
 
 # Markdown
-myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = [
+    "amsmath",
+    "attrs_inline",
+    "colon_fence",
+    "deflist",
+    "dollarmath",
+]
 myst_heading_anchors = 3
 
 # Docstrings
@@ -99,8 +105,15 @@ html_css_files = ["site.css"]
 html_show_sphinx = False
 html_theme_options = {
     "navigation_with_keys": True,
-    **({"source_repository": repository, "source_branch": "main",
-        "source_directory": "docs/"} if repository else {}),
+    **(
+        {
+            "source_repository": repository,
+            "source_branch": "main",
+            "source_directory": "docs/",
+        }
+        if repository
+        else {}
+    ),
 }
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

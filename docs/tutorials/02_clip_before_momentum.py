@@ -2,8 +2,8 @@
 Clip before momentum
 ====================
 
-Clipping costs SGD nothing but a threshold, and it goes where the gradient comes in. This
-page trains one model at several learning rates: without a clip, with a clip before
+Clipping costs SGD nothing but a threshold, and it goes where the gradient comes in.
+This page trains one model at several learning rates: without a clip, with a clip before
 momentum, and with a clip after it.
 """
 
@@ -22,8 +22,9 @@ RATES = [0.01, 0.03, 0.1, 0.3, 1.0]
 # %%
 # Three optimizers
 # ----------------
-# A transformation of this package takes its place in an :func:`optax.chain` like any other.
-# The learning rate stands alone at the end, so that one compiled program serves them all.
+# A transformation of this package takes its place in an :func:`optax.chain` like any
+# other. The learning rate stands alone at the end, so that one compiled program serves
+# them all.
 
 clip = optax_clip.clip_top_k_coordinates(fraction=0.05)
 momentum = optax.trace(decay=0.9)
@@ -36,8 +37,8 @@ directions = {
 # %%
 # Five learning rates at once
 # ---------------------------
-# A training run is a pure function of its learning rate. :func:`jax.vmap` makes one program
-# of the whole sweep.
+# A training run is a pure function of its learning rate. :func:`jax.vmap` makes one
+# program of the whole sweep.
 
 
 def final_loss(rate, direction):
@@ -72,20 +73,20 @@ ax.set_title(f"Clipping moves the best learning rate, {STEPS} steps, one seed")
 ax.legend()
 
 # %%
-# Curves end where the loss is not a number any more. The clip does not help at a rate that
-# suits SGD. It helps because it allows a larger one: *raise the learning rate when you
-# clip*. With another momentum, another model or another fraction the best rate is another
-# one, so sweep it.
+# Curves end where the loss is not a number any more. The clip does not help at a rate
+# that suits SGD. It helps because it allows a larger one: *raise the learning rate when
+# you clip*. With another momentum, another model or another fraction the best rate is
+# another one, so sweep it.
 #
-# Why before momentum? The paper clips the gradient, and a coordinate that is large in one
-# batch never gets into the momentum. After momentum, the clip sees averages over ten
-# batches, which may be large for a reason.
+# Why before momentum? The paper clips the gradient, and a coordinate that is large in
+# one batch never gets into the momentum. After momentum, the clip sees averages over
+# ten batches, which may be large for a reason.
 #
 # The two in one line
 # -------------------
-# ``clipped_sgd`` is the clip, a moving average and the learning rate. Its ``decay`` is that
-# of a moving average, as in :func:`optax.ema`. The heavy ball of :func:`optax.sgd` makes the
-# same steps with :math:`1 - \beta` times the learning rate:
+# ``clipped_sgd`` is the clip, a moving average and the learning rate. Its ``decay`` is
+# that of a moving average, as in :func:`optax.ema`. The heavy ball of :func:`optax.sgd`
+# makes the same steps with :math:`1 - \beta` times the learning rate:
 
 params = init_params()
 gradient = jax.grad(loss)(params, batch_at(0))

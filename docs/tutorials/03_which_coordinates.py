@@ -3,8 +3,8 @@ Which coordinates carry it
 ==========================
 
 Clipping works if a few coordinates of the update carry much of its sharpness and little
-of its slope. This page measures how many carry how much, where they are, and whether they
-are the same ones a few steps later.
+of its slope. This page measures how many carry how much, where they are, and whether
+they are the same ones a few steps later.
 """
 
 import jax
@@ -34,9 +34,10 @@ batch = batch_at(2000, size=128)
 # %%
 # How much the largest ones carry
 # -------------------------------
-# :func:`~optax_clip.diagnostics.top_coordinates` selects the coordinates that a clip with
-# the same fraction would change, and :func:`~optax_clip.diagnostics.masked_sharpness`
-# splits slope and sharpness into theirs and the rest's. A traced fraction compiles once.
+# :func:`~optax_clip.diagnostics.top_coordinates` selects the coordinates that a clip
+# with the same fraction would change, and
+# :func:`~optax_clip.diagnostics.masked_sharpness` splits slope and sharpness into
+# theirs and the rest's. A traced fraction compiles once.
 
 
 @jax.jit
@@ -75,8 +76,8 @@ for path, mask in jax.tree.leaves_with_path(top):
 # %%
 # Whether they stay
 # -----------------
-# If the same coordinates are on top step after step, a fixed mask could take the place of
-# the clip. :func:`~optax_clip.diagnostics.mask_persistence` counts those that stay.
+# If the same coordinates are on top step after step, a fixed mask could take the place
+# of the clip. :func:`~optax_clip.diagnostics.mask_persistence` counts those that stay.
 
 later = train(params, 10)
 new = diagnostics.top_coordinates(gradient(later, batch_at(1010)), 0.05)
@@ -86,8 +87,8 @@ print(f"{stay.fraction:.0%} of the top coordinates are still on top ten steps la
 # %%
 # Do large gradients sit on large curvature?
 # ------------------------------------------
-# The paper conjectures that they do, coordinate by coordinate. A sample of coordinates can
-# be measured exactly, by one Hessian-vector product each.
+# The paper conjectures that they do, coordinate by coordinate. A sample of coordinates
+# can be measured exactly, by one Hessian-vector product each.
 
 found = jax.jit(
     lambda p, b: diagnostics.gradient_hessian_correlation(
@@ -95,4 +96,6 @@ found = jax.jit(
     )
 )(params, batch)
 low, high = found.spearman_interval
-print(f"Spearman's correlation {found.spearman:.2f}, 95 % interval {low:.2f} to {high:.2f}")
+print(
+    f"Spearman's correlation {found.spearman:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+)

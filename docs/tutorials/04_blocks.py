@@ -2,9 +2,10 @@
 Blocks
 ======
 
-The arrays of a transformer differ in everything: size, scale of the gradient, curvature.
-This page measures how unequal they are (the *gradient heterogeneity* of the second paper),
-which blocks carry the sharpness of an update, and what one threshold for all does to it.
+The arrays of a transformer differ in everything: size, scale of the gradient,
+curvature. This page measures how unequal they are (the *gradient heterogeneity* of the
+second paper), which blocks carry the sharpness of an update, and what one threshold for
+all does to it.
 """
 
 import jax
@@ -33,9 +34,10 @@ gradient = jax.jit(jax.grad(loss))(params, batch_at(1000))
 # %%
 # How unequal the gradient is
 # ---------------------------
-# A block is a leaf unless ``blocks=`` says otherwise. The norm per parameter, ``rms``, does
-# not grow with the size of the block. Of the measures of inequality the Gini coefficient is
-# the most common: it is 0 if all blocks are equal, and near 1 if one has everything.
+# A block is a leaf unless ``blocks=`` says otherwise. The norm per parameter, ``rms``,
+# does not grow with the size of the block. Of the measures of inequality the Gini
+# coefficient is the most common: it is 0 if all blocks are equal, and near 1 if one has
+# everything.
 
 norms = diagnostics.block_norms(gradient)
 for name, norm in sorted(norms.items(), key=lambda item: -item[1].rms):
@@ -46,8 +48,8 @@ print(f"Gini coefficient of the norms per parameter: {gini:.2f}")
 # %%
 # Which blocks carry the sharpness
 # --------------------------------
-# :func:`~optax_clip.diagnostics.split_sharpness` gives every block its own term, and every
-# pair of blocks the term between them. Together they are the sharpness, exactly.
+# :func:`~optax_clip.diagnostics.split_sharpness` gives every block its own term, and
+# every pair of blocks the term between them. Together they are the sharpness, exactly.
 
 parts = jax.jit(lambda p, u, b: diagnostics.split_sharpness(loss, p, u, b))(
     params, gradient, batch
@@ -73,9 +75,9 @@ ax.legend()
 # %%
 # One threshold, or one for each block
 # ------------------------------------
-# With ``scope="global"`` a block with large gradients loses more of its coordinates than
-# others, which makes blocks more equal. With ``scope="leaf"`` every block loses the same
-# fraction.
+# With ``scope="global"`` a block with large gradients loses more of its coordinates
+# than others, which makes blocks more equal. With ``scope="leaf"`` every block loses
+# the same fraction.
 
 
 def clip(scope):
@@ -96,9 +98,9 @@ for name, update in {
 # %%
 # Curvature of the blocks
 # -----------------------
-# The paper weighs the spectral norms of the blocks' Hessians with the gradient, which is
-# what SGD pays for (:math:`\Lambda_G`), and with the numbers of parameters, which is what
-# sign descent pays for (:math:`\Lambda_P`).
+# The paper weighs the spectral norms of the blocks' Hessians with the gradient, which
+# is what SGD pays for (:math:`\Lambda_G`), and with the numbers of parameters, which is
+# what sign descent pays for (:math:`\Lambda_P`).
 
 ends = jax.jit(
     lambda p, b: diagnostics.block_eigenvalues(

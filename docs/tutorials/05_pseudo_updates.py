@@ -2,10 +2,10 @@
 Pseudo-updates: many optimizers on one trajectory
 =================================================
 
-Two optimizers that train apart soon stand at different points, and a difference of their
-sharpness is then one of the points. The paper compares *pseudo-updates* instead: one
-optimizer trains, the others see the same gradients, and what each of them would do next is
-measured at the same point.
+Two optimizers that train apart soon stand at different points, and a difference of
+their sharpness is then one of the points. The paper compares *pseudo-updates* instead:
+one optimizer trains, the others see the same gradients, and what each of them would do
+next is measured at the same point.
 """
 
 import jax
@@ -21,9 +21,10 @@ from optax_clip import diagnostics
 # %%
 # An optimizer that watches others
 # --------------------------------
-# :func:`~optax_clip.pseudo_updates` is a transformation that passes gradients on unchanged
-# and keeps in its state what each of its optimizers would have done. Their learning rates do
-# not matter for the sharpness, which does not depend on the length of an update.
+# :func:`~optax_clip.pseudo_updates` is a transformation that passes gradients on
+# unchanged and keeps in its state what each of its optimizers would have done. Their
+# learning rates do not matter for the sharpness, which does not depend on the length of
+# an update.
 
 pseudo = optax_clip.pseudo_updates(
     {
@@ -75,7 +76,9 @@ ratios = {
     for name in sharpness[0]
 }
 for name, ratio in ratios.items():
-    print(f"{name:18} mean ratio {ratio.mean():.3f}, from {ratio.min():.3f} to {ratio.max():.3f}")
+    print(
+        f"{name:18} mean ratio {ratio.mean():.3f}, from {ratio.min():.3f} to {ratio.max():.3f}"
+    )
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")

@@ -3,8 +3,9 @@ Reading a landscape
 ===================
 
 A sharpness is a derivative at a point. An optimizer, however, takes steps of a certain
-length. This page draws the loss along three updates, lays the parabola of the derivatives
-over it, and shows how to notice that the one has nothing to do with the other.
+length. This page draws the loss along three updates, lays the parabola of the
+derivatives over it, and shows how to notice that the one has nothing to do with the
+other.
 """
 
 import jax
@@ -49,9 +50,9 @@ batch = batch_at(2000, size=64)
 # %%
 # Let the grid find itself
 # ------------------------
-# :func:`~optax_clip.diagnostics.line_scan` walks along every update until the loss exceeds
-# its start. Its first spacing comes from the parabola: twenty steps reach twice as far as
-# the parabola's minimum.
+# :func:`~optax_clip.diagnostics.line_scan` walks along every update until the loss
+# exceeds its start. Its first spacing comes from the parabola: twenty steps reach twice
+# as far as the parabola's minimum.
 
 
 @jax.jit
@@ -76,16 +77,19 @@ for ax, name in zip(axes, updates, strict=True):
     ax.set(xlabel="distance", title=name)
 low = min(float(jnp.nanmin(scan.losses)) for scan in scans.values())
 start = float(parabolas["SGD"].loss)
-axes[0].set(ylabel="loss", ylim=(low - 0.1 * (start - low), start + 0.3 * (start - low)))
+axes[0].set(
+    ylabel="loss", ylim=(low - 0.1 * (start - low), start + 0.3 * (start - low))
+)
 axes[0].legend()
 
 # %%
 # Predicted and realised
 # ----------------------
-# The star is the lowest loss that was found. If the realised decrease is near the predicted
-# one, the derivatives describe the step, and sharpness explains how far the update can go.
-# If they differ by a factor, they do not: the surface is jagged, or a softmax saturates on
-# the way. Then compare realised decreases and forget the sharpness.
+# The star is the lowest loss that was found. If the realised decrease is near the
+# predicted one, the derivatives describe the step, and sharpness explains how far the
+# update can go. If they differ by a factor, they do not: the surface is jagged, or a
+# softmax saturates on the way. Then compare realised decreases and forget the
+# sharpness.
 
 for name in updates:
     d, scan = parabolas[name], scans[name]
@@ -97,10 +101,11 @@ for name in updates:
 # %%
 # Without derivatives
 # -------------------
-# Two searches need forward passes only. :func:`~optax_clip.diagnostics.minimize_along` finds
-# the lowest loss; :func:`~optax_clip.diagnostics.critical_sharpness` finds the multiple of
-# the update at which the loss is back at its start, which is the largest learning rate, in
-# units of the current one, that does not raise the loss of this batch.
+# Two searches need forward passes only. :func:`~optax_clip.diagnostics.minimize_along`
+# finds the lowest loss; :func:`~optax_clip.diagnostics.critical_sharpness` finds the
+# multiple of the update at which the loss is back at its start, which is the largest
+# learning rate, in units of the current one, that does not raise the loss of this
+# batch.
 
 lowest = jax.jit(lambda p, u, b: diagnostics.minimize_along(loss, p, u, b))(
     params, updates, batch

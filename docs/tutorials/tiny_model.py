@@ -34,7 +34,7 @@ def init_params(key=None):
     key = jax.random.key(0) if key is None else key
     shapes = {
         "embedding": (VOCABULARY, WIDTH),
-        "attention": {name: (WIDTH, WIDTH) for name in ("query", "key", "value")},
+        "attention": dict.fromkeys(("query", "key", "value"), (WIDTH, WIDTH)),
         "feed_forward": {"in": (WIDTH, 4 * WIDTH), "out": (4 * WIDTH, WIDTH)},
         "head": (WIDTH, VOCABULARY),
     }
@@ -54,8 +54,7 @@ def loss(params, batch):
     words, targets = batch[:, :-1], batch[:, 1:]
     x = params["embedding"][words]
     x = x + attend(params["attention"], norm(params["norm"]["attention"], x))
-    y = norm(params["norm"]["feed_forward"], x)
-    x = x + jax.nn.relu(y @ params["feed_forward"]["in"]) @ params["feed_forward"]["out"]
+    x = x + feed(params["feed_forward"], norm(params["norm"]["feed_forward"], x))
     logits = x @ params["head"]
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)
     return -chosen.mean()
@@ -72,3 +71,8 @@ def attend(params, x):
     scores = query @ key.swapaxes(-1, -2) / WIDTH**0.5
     causal = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))
     return jax.nn.softmax(jnp.where(causal, scores, -jnp.inf)) @ value
+
+
+def feed(params, x):
+    """Two layers, applied to every word."""
+    return jax.nn.relu(x @ params["in"]) @ params["out"]
