@@ -119,12 +119,13 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 
-# Pages that are written elsewhere, and where the site has them.
+# What is written elsewhere, and where the site has it.
 ELSEWHERE = {
     ROOT / "examples" / "results": DOCS / "generated" / "results",
     ROOT / "benchmarks" / "README.md": DOCS / "generated" / "benchmarks.md",
     ROOT / "CHANGELOG.md": DOCS / "generated" / "changelog.md",
 }
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def copy_pages(app):
@@ -136,29 +137,44 @@ def copy_pages(app):
             if path.suffix in {".md", ".png", ".svg"}:
                 copy.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix == ".md":
-                copy.write_text(with_links_of_the_site(path))
+                copy.write_text(with_links_of_the_site(path.read_text(), path))
             elif path.suffix in {".png", ".svg"}:
                 shutil.copyfile(path, copy)
 
 
-def with_links_of_the_site(page):
-    """Returns a page with links to pages of the site, and to no other local file."""
+def link_within_site(app, name, source):
+    """Lets the links of a page, which work in the repository, work on the site."""
+    page = Path(app.env.doc2path(name))
+    if page.suffix == ".md" and not name.startswith("generated/"):
+        source[0] = with_links_of_the_site(source[0], page)
 
-    def link(match):
-        text, address = match.groups()
-        if "://" in address or address.startswith("#"):
+
+def with_links_of_the_site(text, page):
+    """Returns the text of a page with links to pages of the site, or without links."""
+
+    def relink(match):
+        label, address = match.groups()
+        file, hash_sign, anchor = address.partition("#")
+        if "://" in address or not file:
             return match.group()
-        target = (page.parent / address.split("#")[0]).resolve()
-        for source, copy in ELSEWHERE.items():
-            if target.is_relative_to(source) and target.suffix == ".md":
-                target = copy / target.relative_to(source)
-        if target.is_relative_to(DOCS):
-            return f"[{text}](/{target.relative_to(DOCS)})"
-        if repository:
-            return f"[{text}]({repository}/blob/main/{target.relative_to(ROOT)})"
-        return text
+        place = place_on_site((page.parent / file).resolve())
+        return f"[{label}]({place}{hash_sign}{anchor})" if place else label
 
-    return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)]+)\)", link, page.read_text())
+    return LINK.sub(relink, text)
+
+
+def place_on_site(file):
+    """Returns the address of a file from the root of the documentation, or None."""
+    for source, copy in ELSEWHERE.items():
+        if file.is_relative_to(source) and file.suffix == ".md":
+            file = copy / file.relative_to(source)
+    if file.parent == DOCS / "tutorials" and file.suffix == ".py":
+        file = DOCS / "generated" / "tutorials" / f"{file.stem}.rst"
+    if file.is_relative_to(DOCS):
+        return f"/{file.relative_to(DOCS)}"
+    if repository:
+        return f"{repository}/blob/main/{file.relative_to(ROOT)}"
+    return None
 
 
 def skip_fields(app, what, name, obj, skip, options):
@@ -176,5 +192,6 @@ def names_of_fields(app, what, name, obj, options, signature, returned):
 def setup(app):
     """Connects the functions above to Sphinx."""
     app.connect("builder-inited", copy_pages, priority=100)
+    app.connect("source-read", link_within_site)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("autodoc-process-signature", names_of_fields)
