@@ -17,6 +17,8 @@ ROOT = DOCS.parent
 # The code of this tree is what is documented, and what the tutorials run.
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The tutorials take longer to compile than to run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 project = "optax_clip"
 author = "The optax_clip authors"

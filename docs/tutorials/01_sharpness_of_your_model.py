@@ -10,6 +10,7 @@ for three updates of a small transformer. To measure your own model, you need a 
 """
 
 import jax
+import jax.numpy as jnp
 import optax
 from tiny_model import batch_at, init_params, loss
 
@@ -19,47 +20,54 @@ from optax_clip import diagnostics
 # %%
 # Train for a moment
 # ------------------
-# At random weights a loss is not yet typical, so we take 50 steps of SGD.
+# At random weights a loss is not yet typical, so we take 50 steps of SGD. (In a
+# notebook, compile whatever you call: operation by operation, JAX is slow.)
 
 
-def train(params, optimizer, steps):
-    def step(carry, i):
-        params, state = carry
+@jax.jit
+def train(params):
+    def step(i, params):
         gradient = jax.grad(loss)(params, batch_at(i))
-        updates, state = optimizer.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), None
+        return optax.apply_updates(params, optax.tree.scale(-0.3, gradient))
 
-    start = params, optimizer.init(params)
-    (params, _), _ = jax.lax.scan(step, start, jax.numpy.arange(steps))
-    return params
+    return jax.lax.fori_loop(0, 50, step, params)
 
 
-params = jax.jit(lambda p: train(p, optax.sgd(0.3), 50))(init_params())
+params = train(init_params())
 
 # %%
 # Three directions
 # ----------------
-# Any tree like the parameters is a direction. Ours come from one batch; the loss is
-# that of another, larger one, since a batch is flatter along its own gradient's noise.
+# Any tree like the parameters is a direction. Ours come from one batch; the loss will
+# be that of another, larger one, since a gradient looks better on its own batch.
 
-gradient = jax.grad(loss)(params, batch_at(1000))
 clip = optax_clip.clip_top_k_coordinates(fraction=0.05)
-clipped, _ = clip.update(gradient, clip.init(params))
-updates = {
-    "gradient": gradient,
-    "gradient, 5 % clipped": clipped,
-    "its signs": jax.tree.map(jax.numpy.sign, gradient),
-}
-updates = jax.tree.map(lambda u: -u, updates)  # downhill
+
+
+@jax.jit
+def directions(params, batch):
+    downhill = optax.tree.scale(-1, jax.grad(loss)(params, batch))
+    clipped, _ = clip.update(downhill, clip.init(params))
+    return {
+        "gradient": downhill,
+        "gradient, 5 % clipped": clipped,
+        "its signs": jax.tree.map(jnp.sign, downhill),
+    }
+
+
+updates = directions(params, batch_at(1000))
 
 # %%
-# One call measures all of them. It compiles one loop over the directions, so jit it as
-# a whole if you call it often.
+# One call measures all of them, in one compiled loop.
+
+
+@jax.jit
+def measure(params, updates, batch):
+    return diagnostics.directional_derivatives(loss, params, updates, batch)
+
 
 batch = batch_at(2000, size=128)
-measured = jax.jit(lambda p, u, b: diagnostics.directional_derivatives(loss, p, u, b))(
-    params, updates, batch
-)
+measured = measure(params, updates, batch)
 
 for name, d in measured.items():
     print(
@@ -68,20 +76,17 @@ for name, d in measured.items():
     )
 
 # %%
-# Read it from left to right. The gradient is the steepest direction of its own batch
-# and remains the steepest here, but it is also by far the sharpest. Clipping gives away
-# some of the slope and more of the sharpness, so the parabola's minimum lies further
-# away *and* lower. ``predicted_decrease`` is :math:`\mathrm{slope}^2 /
-# (2\,\mathrm{sharpness})`, and ``newton_step`` the distance to the minimum.
+# Read it from left to right. The gradient is the steepest of the three, and by far the
+# sharpest. Clipping gives away some of the slope and more of the sharpness, so that the
+# parabola's minimum lies further away *and* lower. ``predicted_decrease`` is
+# :math:`\mathrm{slope}^2 / (2\,\mathrm{sharpness})`, and ``newton_step`` the distance
+# to the minimum. Signs go furthest in both: this is the direction that a clip of nearly
+# all coordinates ends in.
 #
 # What can go wrong
 # -----------------
 # - With dropout, every evaluation has another loss.
-#   :func:`~optax_clip.diagnostics.check_deterministic` raises an error in that case:
-
-diagnostics.check_deterministic(jax.jit(loss), params, batch)
-
-# %%
+#   :func:`~optax_clip.diagnostics.check_deterministic` raises an error in that case.
 # - A batch that does not fit into memory is cut with ``microbatches=8``; a data set
 #   that comes in batches is averaged by
 #   :func:`~optax_clip.diagnostics.mean_over_batches`.

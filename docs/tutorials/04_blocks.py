@@ -8,10 +8,12 @@ second paper), which blocks carry the sharpness of an update, and what one thres
 all does to it.
 """
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 from tiny_model import batch_at, init_params, loss
 
 import optax_clip
@@ -22,7 +24,7 @@ from optax_clip import diagnostics
 def train(params, steps):
     def step(i, params):
         gradient = jax.grad(loss)(params, batch_at(i))
-        return jax.tree.map(lambda x, g: x - 0.3 * g, params, gradient)
+        return optax.apply_updates(params, optax.tree.scale(-0.3, gradient))
 
     return jax.lax.fori_loop(0, steps, step, params)
 
@@ -39,11 +41,19 @@ gradient = jax.jit(jax.grad(loss))(params, batch_at(1000))
 # coefficient is the most common: it is 0 if all blocks are equal, and near 1 if one has
 # everything.
 
-norms = diagnostics.block_norms(gradient)
+block_norms = jax.jit(diagnostics.block_norms)
+norms = jax.device_get(block_norms(gradient))
 for name, norm in sorted(norms.items(), key=lambda item: -item[1].rms):
     print(f"{name:22} {norm.size:6.0f} entries, norm {norm.l2:.3f}, rms {norm.rms:.5f}")
-gini = diagnostics.heterogeneity({name: norm.rms for name, norm in norms.items()}).gini
-print(f"Gini coefficient of the norms per parameter: {gini:.2f}")
+
+
+@jax.jit
+def gini(tree):
+    norms = diagnostics.block_norms(tree)
+    return diagnostics.heterogeneity({name: n.rms for name, n in norms.items()}).gini
+
+
+print(f"Gini coefficient of the norms per parameter: {gini(gradient):.2f}")
 
 # %%
 # Which blocks carry the sharpness
@@ -51,9 +61,8 @@ print(f"Gini coefficient of the norms per parameter: {gini:.2f}")
 # :func:`~optax_clip.diagnostics.split_sharpness` gives every block its own term, and
 # every pair of blocks the term between them. Together they are the sharpness, exactly.
 
-parts = jax.jit(lambda p, u, b: diagnostics.split_sharpness(loss, p, u, b))(
-    params, gradient, batch
-)
+split = jax.jit(lambda p, u, b: diagnostics.split_sharpness(loss, p, u, b))
+parts = jax.device_get(split(params, gradient, batch))
 own = {name: float(part.within) for name, part in parts.items()}
 between = sum(float(x) for part in parts.values() for x in part.cross.values())
 total = sum(own.values()) + between
@@ -80,20 +89,23 @@ ax.legend()
 # the same fraction.
 
 
-def clip(scope):
+@functools.partial(jax.jit, static_argnums=0)
+def clip(scope, gradient):
     transformation = optax_clip.clip_top_k_coordinates(0.05, scope=scope)
     return transformation.update(gradient, transformation.init(params))[0]
 
 
-sharpness = jax.jit(lambda u: diagnostics.directional_sharpness(loss, params, u, batch))
+@jax.jit
+def sharpness(update):
+    return diagnostics.directional_sharpness(loss, params, update, batch)
+
+
 for name, update in {
     "unclipped": gradient,
-    'scope="leaf"': clip("leaf"),
-    'scope="global"': clip("global"),
+    'scope="leaf"': clip("leaf", gradient),
+    'scope="global"': clip("global", gradient),
 }.items():
-    norms = diagnostics.block_norms(update)
-    gini = diagnostics.heterogeneity({n: norm.rms for n, norm in norms.items()}).gini
-    print(f"{name:15} sharpness {sharpness(update):.3f}, Gini coefficient {gini:.2f}")
+    print(f"{name:15} sharpness {sharpness(update):.2f}, Gini {gini(update):.2f}")
 
 # %%
 # Curvature of the blocks
@@ -102,11 +114,15 @@ for name, update in {
 # is what SGD pays for (:math:`\Lambda_G`), and with the numbers of parameters, which is
 # what sign descent pays for (:math:`\Lambda_P`).
 
-ends = jax.jit(
-    lambda p, b: diagnostics.block_eigenvalues(
-        loss, p, b, key=jax.random.key(0), max_iterations=20, tolerance=0.01
+
+@jax.jit
+def complexity(params, gradient, batch):
+    ends = diagnostics.block_eigenvalues(
+        loss, params, batch, key=jax.random.key(0), max_iterations=20, tolerance=0.01
     )
-)(params, batch)
-curvatures = {name: e.spectral_norm for name, e in ends.items()}
-complexity = diagnostics.hessian_complexity(gradient, curvatures)
-print(f"SGD {complexity.gradient:.2f}, sign descent {complexity.parameter:.4f}")
+    curvatures = {name: block.spectral_norm for name, block in ends.items()}
+    return diagnostics.hessian_complexity(gradient, curvatures)
+
+
+found = complexity(params, gradient, batch)
+print(f"SGD {found.gradient:.2f}, sign descent {found.sign:.2f}")

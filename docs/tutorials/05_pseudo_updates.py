@@ -9,7 +9,6 @@ next is measured at the same point.
 """
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
@@ -58,7 +57,7 @@ def measure(params, updates, batch):
 
 
 params = init_params()
-state = optimizer.init(params)
+state = jax.jit(optimizer.init)(params)
 batch = batch_at(2000, size=128)
 steps, sharpness = [], []
 for first in range(0, 100, 10):
@@ -76,9 +75,8 @@ ratios = {
     for name in sharpness[0]
 }
 for name, ratio in ratios.items():
-    print(
-        f"{name:18} mean ratio {ratio.mean():.3f}, from {ratio.min():.3f} to {ratio.max():.3f}"
-    )
+    low, high = ratio.min(), ratio.max()
+    print(f"{name:18} mean ratio {ratio.mean():.2f}, from {low:.2f} to {high:.2f}")
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
@@ -93,11 +91,14 @@ ax.legend()
 # --------------------
 # A small ratio means that the loss is flatter along that update *here*. How far the
 # optimizer gets also depends on its slope, and on where it would stand had it trained
-# itself. :func:`~optax_clip.diagnostics.sharpness_table` has slope and sharpness of all
-# updates in rows that may be averaged over batches:
+# itself. :func:`~optax_clip.diagnostics.sharpness_table` has slope, sharpness and ratio
+# of all updates in rows that may be averaged over batches, and what follows from them:
 
 table = jax.jit(
     lambda p, u, b: diagnostics.sharpness_table(loss, p, u, b, baseline="SGD")
 )(params, state[0].updates, batch)
 for name, row in table.items():
-    print(f"{name:18} {row}")
+    print(
+        f"{name:18} slope {row.slope:6.3f}, ratio {row.ratio:.2f}, "
+        f"can fall by {row.predicted_decrease:.3f}"
+    )

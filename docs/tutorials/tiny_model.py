@@ -5,33 +5,36 @@ The text is as uneven as real text is: its words are drawn by Zipf's law, the fi
 the word before it. This can be learned.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-VOCABULARY, WIDTH, LENGTH, BATCH = 512, 32, 24, 32
+VOCABULARY, WIDTH, LENGTH, BATCH = 512, 32, 16, 32
 
 
+@functools.partial(jax.jit, static_argnames="size")
 def batch_at(step, size=BATCH):
     """Word numbers of shape (size, LENGTH + 1), the same ones for the same step."""
     key = jax.random.fold_in(jax.random.key(1), step)
-    first, fresh, coin = jax.random.split(key, 3)
-    frequencies = -jnp.log(jnp.arange(1, VOCABULARY + 1))
-    start = jax.random.categorical(first, frequencies, shape=(size,))
-    drawn = jax.random.categorical(fresh, frequencies, shape=(LENGTH, size))
-    follows = jax.random.bernoulli(coin, 0.5, (LENGTH, size))
+    draw, toss = jax.random.split(key)
+    zipf = jnp.cumsum(1 / jnp.arange(1, VOCABULARY + 1))
+    chance = jax.random.uniform(draw, (LENGTH + 1, size)) * zipf[-1]
+    drawn = jnp.searchsorted(zipf, chance, method="compare_all")
+    follows = jax.random.bernoulli(toss, 0.5, (LENGTH + 1, size))
 
     def write(word, chance):
         drawn, follows = chance
         word = jnp.where(follows, (word * 7 + 3) % VOCABULARY, drawn)
         return word, word
 
-    _, rest = jax.lax.scan(write, start, (drawn, follows))
-    return jnp.concatenate([start[None], rest]).T
+    _, words = jax.lax.scan(write, drawn[0], (drawn, follows))
+    return words.T
 
 
-def init_params(key=None):
+@jax.jit
+def init_params(seed=0):
     """A tree of nine arrays with 44,096 parameters."""
-    key = jax.random.key(0) if key is None else key
     shapes = {
         "embedding": (VOCABULARY, WIDTH),
         "attention": dict.fromkeys(("query", "key", "value"), (WIDTH, WIDTH)),
@@ -39,7 +42,7 @@ def init_params(key=None):
         "head": (WIDTH, VOCABULARY),
     }
     leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: type(x) is tuple)
-    keys = jax.random.split(key, len(leaves))
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
     params = structure.unflatten(
         jax.random.normal(k, shape) / shape[0] ** 0.5
         for k, shape in zip(keys, leaves, strict=True)
