@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import optax_clip
-from examples import zipf
+from examples.data import zipf
 
 STEPS = 200
 FRACTION = optax.linear_schedule(0.2, 0.0, STEPS // 2)

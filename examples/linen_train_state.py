@@ -10,7 +10,7 @@ import optax
 from flax.training.train_state import TrainState
 
 import optax_clip
-from examples import zipf
+from examples.data import zipf
 
 STEPS = 200
 

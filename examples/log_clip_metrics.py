@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_clip
-from examples import zipf
+from examples.data import zipf
 
 LOG = Path("runs/log_clip_metrics.jsonl")
 UPDATES, ACCUMULATE, FETCH_EVERY = 100, 4, 20

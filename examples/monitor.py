@@ -12,8 +12,9 @@ import numpy as np
 import optax
 
 import optax_clip
-from examples import run_folder, zipf
-from examples.monitoring import Monitor
+from examples.data import zipf
+from examples.lab import log
+from examples.lab.monitoring import Monitor
 from optax_clip import diagnostics
 
 FOLDER = Path("runs/monitor")
@@ -45,13 +46,13 @@ def main() -> None:
         "norm": jax.jit(lambda params, *_: diagnostics.block_norms(params)),
         "update": jax.jit(lambda _, u, __: diagnostics.coordinate_histogram(u)),
     }
-    with Monitor(FOLDER, measured, every=20, share=0.05) as monitor:
+    with Monitor(FOLDER, measured, every=20, budget=0.05) as monitor:
         for step in range(400):
             at, batch = params, zipf.batch_at(np.int32(step))
             params, opt_state, updates, value = train_step(at, opt_state, batch)
             monitor(step, at, updates, batch)
             losses.append(float(value))
-    lines = run_folder.read_metrics(FOLDER)
+    lines = log.read_metrics(FOLDER)
     norms = [x["value"]["head"]["l2"] for x in lines if x["diagnostic"] == "norm"]
     print(f"{FOLDER}: norm of the head {norms[0]:.2f} -> {norms[-1]:.2f}")
     print(f"loss {losses[0]:.2f} -> {losses[-1]:.4f}")

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 import optax_clip
-from examples import zipf
+from examples.data import zipf
 
 
 class Model(nnx.Module):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import optax_clip
-from examples import zipf
+from examples.data import zipf
 
 GROUPS = {"hidden": "matrix", "out": "vector"}  # parameter to label
 

@@ -2,7 +2,7 @@
 
 .. code-block:: text
 
-  gradients -- select -- clip -- chain --> updates
+  gradients -- threshold -- clip -- chain --> updates
   loss + direction -- jvp of grad --> sharpness, slope    (optax_clip.diagnostics)
   one trajectory -- pseudo-updates of many optimizers --> a table, a landscape
 
@@ -16,7 +16,6 @@ from optax_clip._clipping import ClipTopKState as ClipTopKState
 from optax_clip._clipping import clip_metrics as clip_metrics
 from optax_clip._clipping import clip_numerator as clip_numerator
 from optax_clip._clipping import clip_top_k_coordinates as clip_top_k_coordinates
-from optax_clip._normalization import normalize_by_block_rms as normalize_by_block_rms
 from optax_clip._optimizers import clipped_adafactor as clipped_adafactor
 from optax_clip._optimizers import clipped_adam as clipped_adam
 from optax_clip._optimizers import clipped_lion as clipped_lion
@@ -24,3 +23,8 @@ from optax_clip._optimizers import clipped_normalized_sgd as clipped_normalized_
 from optax_clip._optimizers import clipped_sgd as clipped_sgd
 from optax_clip._pseudo_updates import PseudoUpdatesState as PseudoUpdatesState
 from optax_clip._pseudo_updates import pseudo_updates as pseudo_updates
+from optax_clip._scaling import ScaleByClippedAdamState as ScaleByClippedAdamState
+from optax_clip._scaling import normalize_by_block_rms as normalize_by_block_rms
+from optax_clip._scaling import scale_by_clipped_adam as scale_by_clipped_adam
+
+__version__ = "0.2.0"

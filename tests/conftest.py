@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).parents[1]
 
 # Programs, and they need torch.
-collect_ignore_glob = ["make_*_goldens.py"]
+collect_ignore_glob = ["golden_makers/*"]
 
 # The option and not XLA_FLAGS: subprocesses started by a test keep one device.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -53,22 +53,6 @@ def x64():
     """Double precision inside one test."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(params=["one device", "many devices"])
-def devices(request):
-    """The code paths of a process with one device and with several."""
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def device_count(request, monkeypatch):
-    """One device for all but the tests of several: that is what most users run."""
-    several = request.module.__name__.endswith("test_sharding")
-    if "devices" in request.fixturenames:
-        several = request.getfixturevalue("devices") == "many devices"
-    if not several:
-        monkeypatch.setattr(jax, "device_count", lambda *_: 1)
 
 
 @pytest.fixture(scope="session")

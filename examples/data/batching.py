@@ -5,10 +5,12 @@ permutation of rows and any step of any run can be recomputed from its number.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+Batch = Mapping[str, Any]  # what a loss takes: arrays, or what jit makes of them
 
 
 def rows_at(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:

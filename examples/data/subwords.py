@@ -21,7 +21,9 @@ from tokenizers import (
     trainers,
 )
 
-COMMITTED = Path(__file__).parent / "subwords" / "tokenizer.json"
+COMMITTED = (
+    Path(__file__).parents[1] / "checkpoints" / "bert-reviews-small" / "tokenizer.json"
+)
 _SPARE_ROWS = 127  # embedding tables may be padded
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROBERTA = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")

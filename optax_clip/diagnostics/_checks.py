@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clip.diagnostics._trees import path_name, tree_norm
+from optax_clip._trees import path_name, tree_norm
 
 Where = Callable[[str], bool]
 

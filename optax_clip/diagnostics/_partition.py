@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clip.diagnostics._trees import accumulator, path_name
+from optax_clip._trees import accumulator, path_name
 
 Blocks = Callable[[str], Any]
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from optax_clip._trees import path_name, tree_move, tree_norm, tree_unit
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._products import WITHOUT_JVP
 from optax_clip.diagnostics._streaming import stream
-from optax_clip.diagnostics._trees import path_name, tree_move, tree_norm, tree_unit
 
 
 class Problem(NamedTuple):

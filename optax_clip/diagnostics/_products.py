@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from optax_clip._trees import accumulator, tree_move, tree_norm, tree_vdot
 from optax_clip.diagnostics._streaming import Weight, stream
-from optax_clip.diagnostics._trees import accumulator, tree_move, tree_norm, tree_vdot
 
 WITHOUT_JVP = "'reverse_over_reverse', 'finite_difference'"
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_clip._trees import tree_balance, tree_norm
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._partition import Blocks, Partition, partition
-from optax_clip.diagnostics._trees import tree_balance, tree_norm
 
 
 class BlockNorm(NamedTuple):

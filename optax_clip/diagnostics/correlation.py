@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from optax_clip._trees import accumulator
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._problem import fill, mean_gradient
-from optax_clip.diagnostics._trees import accumulator
 from optax_clip.diagnostics.diagonal import (
     hessian_diagonal,
     hessian_diagonal_at,

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_clip._trees import path_name, tree_norm
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._problem import on_subset, restrict
-from optax_clip.diagnostics._trees import path_name, tree_norm
 
 
 def check_deterministic(

@@ -9,17 +9,17 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from optax_clip.diagnostics import _checks
-from optax_clip.diagnostics._problem import fill, measuring, on_subset, restrict
-from optax_clip.diagnostics._products import PRODUCTS, hessian
-from optax_clip.diagnostics._streaming import Weight
-from optax_clip.diagnostics._trees import (
+from optax_clip._trees import (
     accumulator,
     path_name,
     tree_draw,
     tree_norm,
     tree_vdot,
 )
+from optax_clip.diagnostics import _checks
+from optax_clip.diagnostics._problem import fill, measuring, on_subset, restrict
+from optax_clip.diagnostics._products import PRODUCTS, hessian
+from optax_clip.diagnostics._streaming import Weight
 
 
 class Coordinates(NamedTuple):

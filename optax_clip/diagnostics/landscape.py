@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from optax_clip._trees import tree_move
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._problem import matmul_precision, state_problem
 from optax_clip.diagnostics._streaming import Weight, stream
-from optax_clip.diagnostics._trees import tree_move
 
 
 def loss_along(

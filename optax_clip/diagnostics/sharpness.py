@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optax_clip._trees import accumulator, tree_move, tree_norm, tree_vdot
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._problem import measuring, state_problem
 from optax_clip.diagnostics._products import PRODUCTS
 from optax_clip.diagnostics._streaming import Weight, stream
-from optax_clip.diagnostics._trees import accumulator, tree_move, tree_norm, tree_vdot
 
 
 class DirectionalDerivatives(NamedTuple):

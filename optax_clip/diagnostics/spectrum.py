@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_clip.diagnostics import _checks
-from optax_clip.diagnostics._partition import Blocks, partition
-from optax_clip.diagnostics._problem import measuring, on_subset, restrict
-from optax_clip.diagnostics._products import PRODUCTS, hessian
-from optax_clip.diagnostics._streaming import Weight
-from optax_clip.diagnostics._trees import (
+from optax_clip._trees import (
     accumulator,
     tree_draw,
     tree_norm,
     tree_unit,
     tree_vdot,
 )
+from optax_clip.diagnostics import _checks
+from optax_clip.diagnostics._partition import Blocks, partition
+from optax_clip.diagnostics._problem import measuring, on_subset, restrict
+from optax_clip.diagnostics._products import PRODUCTS, hessian
+from optax_clip.diagnostics._streaming import Weight
 
 
 class BlockEigenvalues(NamedTuple):

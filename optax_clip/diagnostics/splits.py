@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_clip._clipping import check_fraction, check_leaves, exceeds
+from optax_clip._clip_leaf import exceeds
+from optax_clip._clipping import known_fraction
 from optax_clip._threshold import threshold
+from optax_clip._trees import check_leaves, tree_vdot
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._partition import Blocks, partition
 from optax_clip.diagnostics._problem import measuring, restrict, state_problem
 from optax_clip.diagnostics._products import PRODUCTS, hessian
 from optax_clip.diagnostics._streaming import Weight
-from optax_clip.diagnostics._trees import tree_vdot
 
 
 class SharpnessPart(NamedTuple):
@@ -281,13 +282,11 @@ def top_coordinates(tree: Any, fraction: jax.Array | float) -> Any:
       >>> diagnostics.top_coordinates(tree, 0.5)["w"].tolist()
       [False, True, False]
     """
-    check_fraction(fraction)
-    check_leaves(tree)
+    fraction = known_fraction(fraction)
+    check_leaves(tree, "top_coordinates", real=True)
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     if not leaves:
         raise ValueError("tree has no leaves, so it has no top coordinates.")
-    if any(map(jnp.iscomplexobj, leaves)):
-        raise TypeError("tree has complex leaves; give their moduli, jnp.abs of them.")
     tau = threshold(leaves, [0] * len(leaves), fraction).value[0]
     return jax.tree.map(lambda x: exceeds(jnp.asarray(x), tau), tree)
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optax_clip._trees import tree_norm, tree_unit, tree_vdot
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._problem import mean_gradient, restrict
 from optax_clip.diagnostics._streaming import Weight
-from optax_clip.diagnostics._trees import tree_norm, tree_unit, tree_vdot
 from optax_clip.diagnostics.landscape import line_scan
 from optax_clip.diagnostics.sharpness import (
     DirectionalDerivatives,

@@ -1,0 +1,3 @@
+from examples.convergence.experiment import cli
+
+cli()

@@ -1,0 +1,158 @@
+"""The figures of a convergence run, made from its lines and nothing else."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from examples.lab import looks, tables
+from examples.lab.curves import legend, loss_curves
+from examples.lab.files import Line
+from examples.lab.winners import Winners, at_fraction, of
+from examples.tasks import by_name
+
+Settings = Mapping[str, Any]
+
+
+def draw(
+    folder: Path, best: Winners, runs: Sequence[Line], settings: Settings
+) -> list[tables.Figure]:
+    """Draws every figure that the runs have the numbers for."""
+    plain, own = of(best, "sgd"), at_fraction(best, settings["fraction"])
+    painters: dict[str, tuple[Callable[[Figure], None], str]] = {
+        "loss_curves": (
+            functools.partial(_loss_curves, own, settings),
+            "Training loss of every optimizer at its best learning rate: mean over "
+            "the seeds, in a band from the lowest to the highest.",
+        ),
+        "loss_against_rate": (
+            functools.partial(_against_rate, runs, own, settings),
+            "Final training loss against the learning rate, one seed; the best rate "
+            "of each optimizer is the lowest point of its line.",
+        ),
+    }
+    if plain and len(own) > 1:
+        painters["loss_minus_sgd"] = (
+            functools.partial(_minus_sgd, plain, own, settings),
+            "The same losses minus SGD's on the same batches: below the line an "
+            "optimizer is ahead of SGD.",
+        )
+    if plain and len(_fractions(best)) > 1:
+        painters["loss_against_fraction"] = (
+            functools.partial(_against_fraction, plain, best, settings),
+            "Final training loss minus SGD's on the same batches, against the fraction "
+            "that is clipped; bars and band: lowest to highest seed.",
+        )
+    return [
+        tables.Figure(looks.draw(folder / f"{name}.png", paint, (7.2, 5.4)), caption)
+        for name, (paint, caption) in painters.items()
+    ]
+
+
+def differences(runs: Sequence[Line], others: Sequence[Line]) -> list[float]:
+    """What the same batches came to: seeds differ more than optimizers do."""
+    losses = {run["seed"]: run["loss"] for run in others if run["loss"] is not None}
+    return [
+        run["loss"] - losses[run["seed"]]
+        for run in runs
+        if run["loss"] is not None and run["seed"] in losses
+    ]
+
+
+def _title(what: str, settings: Settings, seeds: str | None = None) -> str:
+    task, model = by_name.TITLES[settings["task"]], Path(settings["init"]).name
+    seeds = seeds or f"{settings['seeds']} seeds"
+    return f"{what}: {task}, {model}, {seeds}"
+
+
+def _fractions(best: Winners) -> dict[float, list[Line]]:
+    """Clipped SGD's runs by fraction."""
+    found = {f: runs for (name, f), runs in best.items() if name == "clipped_sgd"}
+    return dict(sorted(found.items()))
+
+
+def _loss_curves(best: Winners, settings: Settings, figure: Figure) -> None:
+    legend(loss_curves(best, figure), figure)
+    figure.supylabel("training loss (nats per token)", fontsize=10)
+    figure.suptitle(_title("Training loss", settings))
+
+
+def _minus_sgd(
+    plain: Sequence[Line], best: Winners, settings: Settings, figure: Figure
+) -> None:
+    """Step by step, on the same batches."""
+    losses = {run["seed"]: run["losses"] for run in plain}
+    compared: Winners = {}
+    for key, runs in best.items():
+        own = [run for run in runs if run["seed"] in losses]
+        if key[0] != "sgd" and own:
+            compared[key] = [run | {"losses": _minus(run, losses)} for run in own]
+    panels = loss_curves(compared, figure, from_step=0.4)
+    for axes in panels:
+        axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
+    legend(panels, figure)
+    figure.supylabel("training loss minus SGD's on the same batches", fontsize=10)
+    figure.suptitle(_title("Distance from SGD", settings))
+
+
+def _minus(run: Line, losses: Mapping[int, Sequence[float]]) -> list[float]:
+    """A diverged training is shorter."""
+    both = zip(run["losses"], losses[run["seed"]], strict=False)
+    return [own - other for own, other in both]
+
+
+def _against_rate(
+    runs: Sequence[Line], best: Winners, settings: Settings, figure: Figure
+) -> None:
+    axes = figure.subplots()
+    for name, fraction in best:
+        own = sorted(
+            (run["learning_rate"], run["loss"])
+            for run in runs
+            if (run["name"], run["fraction"], run["seed"]) == (name, fraction, 0)
+            and run["loss"] is not None
+        )
+        marks = looks.dots(name) | looks.look(name, fraction)
+        axes.plot(*zip(*own, strict=True), **marks)
+    # A quarter of the trainings, at rates far too high, would squeeze all others.
+    swept = [run["loss"] for run in runs if not run["seed"]]
+    found = [loss for loss in swept if loss is not None]
+    low, high = min(found), float(np.quantile(found, 0.75))
+    axes.set_ylim(low - 0.05 * (high - low), high)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="final training loss")
+    axes.set_title(_title("Final loss", settings, "seed 0"))
+    _legend_beside(axes)
+
+
+def _legend_beside(axes: Axes) -> None:
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _against_fraction(
+    plain: Sequence[Line], best: Winners, settings: Settings, figure: Figure
+) -> None:
+    """With a bar from the lowest to the highest seed; Adam for comparison."""
+    axes = figure.subplots()
+    found = {f: differences(runs, plain) for f, runs in _fractions(best).items()}
+    found = {fraction: own for fraction, own in found.items() if own}
+    means = np.asarray([np.mean(own) for own in found.values()])
+    ends = [[min(own), max(own)] for own in found.values()]
+    bars = np.abs(np.asarray(ends).T - means)
+    marks = looks.dots("clipped_sgd") | {"linestyle": "--", "label": "clipped SGD"}
+    axes.errorbar([*found], means, bars, capsize=3, **marks)
+    axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
+    if own := differences(of(best, "adam"), plain):
+        colour = looks.COLOURS["adam"]
+        axes.axhspan(min(own), max(own), color=colour, alpha=0.2)
+        axes.axhline(float(np.mean(own)), color=colour, label="Adam")
+    axes.set(
+        xscale="log",
+        xlabel="fraction of the coordinates clipped",
+        ylabel="final training loss minus SGD's",
+        title=_title("Which fraction to clip", settings),
+    )
+    axes.legend()

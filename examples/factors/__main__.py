@@ -1,0 +1,3 @@
+from examples.factors.experiment import cli
+
+cli()

@@ -1,0 +1,57 @@
+"""The variants of the factor experiment: one small experiment, changed in one thing."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+COMPARED = (
+    "sgd",
+    "clipped_sgd",
+    "adam",
+    "normalized_sgd",
+    "clipped_normalized_sgd",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One experiment; the defaults are what all others differ from in one thing."""
+
+    start: Literal["pretrained", "random"] = "pretrained"
+    adam_steps: int = 200  # of 16 pairs, before SGD takes over
+    source_length: int = 40  # tokens that sources are padded to
+    mask_source: bool = True  # False: the padding is attended to
+    vocabulary: int = 8192
+    embedding_scale: float = 1.0  # the function stays the same
+    batch_size: int = 64
+    rate: float = 0.1  # SGD's
+    fraction: float = 0.05
+    momentum_updates: int = 20  # SGD's, measured after the second half
+
+
+# Factor -> variants, each of which differs from another one in that factor.
+FACTORS: Mapping[str, tuple[Variant, ...]] = {
+    "as it is": (Variant(),),
+    "training by Adam": tuple(Variant(adam_steps=n) for n in (0, 50, 800)),
+    "training by Adam, from random weights": tuple(
+        Variant("random", adam_steps=n) for n in (0, 200, 800)
+    ),
+    "fraction": tuple(Variant(fraction=f) for f in (0.001, 0.01, 0.2, 0.5)),
+    "batch size": tuple(Variant(batch_size=n) for n in (16, 256, 1024)),
+    "SGD's learning rate": tuple(Variant(rate=r) for r in (0.001, 0.01, 0.3)),
+    "padding": (
+        Variant(source_length=160),
+        Variant(source_length=160, mask_source=False),
+    ),
+    "embedding scale": tuple(Variant(embedding_scale=c) for c in (0.1, 10.0)),
+    "vocabulary, from random weights": tuple(
+        Variant("random", vocabulary=n) for n in (2048, 16384)
+    ),
+}
+
+
+def described(variant: Mapping[str, Any]) -> str:
+    """What differs from the defaults."""
+    base = dataclasses.asdict(Variant())
+    changed = {k: v for k, v in variant.items() if v != base[k]}
+    return ", ".join(f"{k} {v}" for k, v in changed.items()) or "defaults"

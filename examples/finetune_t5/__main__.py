@@ -1,0 +1,3 @@
+from examples.finetune_t5.experiment import cli
+
+cli()

@@ -1,0 +1,205 @@
+"""Fine-tunes a T5 on English-French: `python -m examples.finetune_t5` (the main job).
+
+One checkpoint, the same batches, three optimizers: SGD, SGD with 5 % of the coordinates
+clipped, and Adam, each at the learning rate that `examples.finetune_t5.sweep` found.
+Along SGD's trajectory the paper's seven optimizers make pseudo-updates, and their
+directional sharpness is measured. Everything goes to runs/finetune_t5; interrupted, it
+goes on with --resume, to the same numbers.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax.numpy as jnp
+import optax
+import tyro
+
+import optax_clip
+from examples.finetune_t5 import report
+from examples.finetune_t5.measurements import TRAJECTORY, Instruments
+from examples.lab import command_line, files, log, run_folder, training
+from examples.lab.directions import momentum_histogram, with_pseudo_updates
+from examples.lab.optimizers import (
+    OPTIMIZERS,
+    PAPER,
+    check_fraction,
+    check_names,
+    check_rate,
+    is_clipped,
+    learning_rates,
+    state_bytes,
+    tuning_note,
+)
+from examples.lab.steps import Metrics
+from examples.models import huggingface
+from examples.tasks.translation import TranslationTask, load_translation
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Fine-tunes a T5 on English-French pairs with several optimizers."""
+
+    optimizer: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(help=f"One or several of {', '.join(OPTIMIZERS)}."),
+    ] = ("sgd", "clipped_sgd", "adam")
+    learning_rate: float | None = None
+    """For a single optimizer; without it, that of the committed sweep."""
+    fraction: float = 0.05
+    """Fraction of the coordinates to clip, in [0, 1)."""
+    steps: int = 200
+    batch_size: int = 16
+    """Pairs in each step's batch."""
+    max_length: int = 40
+    """Longest source and target in tokens; longer pairs are dropped."""
+    measurements: int = 3
+    """How often, evenly spaced, to take the validation loss and the sharpness."""
+    measured_batches: int = 2
+    """Size, in batches, of the fixed sample of training pairs for the sharpness."""
+    held_out: int = 256
+    """Held-out pairs in the validation loss; a quarter of them is translated."""
+    init: str = "examples/checkpoints/t5-enfr-small"
+    """A folder with a T5 in the Hugging Face layout, or a name on the hub."""
+    dataset: Literal["en_fr", "opus_books"] = "en_fr"
+    """The committed pairs, or the papers' data from the Hugging Face hub."""
+    pairs: Path | None = None
+    """A file of English<TAB>French lines, instead of the dataset."""
+    seed: int = 0
+    run: Path = Path("runs/finetune_t5")
+    """The run folder."""
+    save_every: int = 50
+    """Steps between checkpoints."""
+    resume: bool = False
+    """Continue the run in that folder."""
+
+    def check(self) -> None:
+        """Refuses what no run can mean, in one sentence."""
+        check_names(self.optimizer)
+        check_fraction(self.fraction)
+        check_rate(self.learning_rate)
+        if self.pairs and self.dataset != "en_fr":
+            raise ValueError("--pairs and --dataset exclude each other: choose one.")
+        run_folder.check_counts(self)
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the numbers; where and how often they are saved does not."""
+        fields = dataclasses.asdict(self)
+        for name in ("run", "save_every", "resume"):
+            del fields[name]
+        return fields
+
+    def training(self) -> dict[str, Any]:
+        """What the best learning rate depends on."""
+        fields = dataclasses.asdict(self)
+        return {name: fields[name] for name in _TRAINING}
+
+
+_TRAINING = (
+    "fraction",
+    "steps",
+    "batch_size",
+    "max_length",
+    "init",
+    "dataset",
+    "pairs",
+    "seed",
+)
+
+
+def prepare(settings: Settings) -> tuple[TranslationTask, dict[str, float | None]]:
+    """Everything that can be refused, before any work; claims the run folder last."""
+    settings.check()
+    rates = learning_rates(settings.optimizer, settings.learning_rate)
+    task = load_translation(settings)
+    # Names may come to mean other files between a run and its continuation.
+    identity = settings.decisive() | {
+        "learning_rates": rates,
+        "files": run_folder.fingerprint(*task.files),
+    }
+    run_folder.open_run(settings.run, identity, resume=settings.resume)
+    return task, rates
+
+
+def main(
+    settings: Settings, task: TranslationTask, rates: dict[str, float | None]
+) -> None:
+    """Fine-tunes with each optimizer, measures along the way, reports."""
+    print(describe(settings, task), flush=True)
+    instruments = Instruments(task, settings.measured_batches)
+    for name, rate in rates.items():
+        fine_tune(settings, task, instruments, name, rate)
+    report.summarise(settings.run, list(rates), task.counts())
+    report.write(settings.run)
+    report.show(settings.run)
+
+
+def fine_tune(
+    settings: Settings,
+    task: TranslationTask,
+    instruments: Instruments,
+    name: str,
+    rate: float | None,
+) -> None:
+    """Trains with one optimizer and leaves everything about it in a sub-folder."""
+    folder = settings.run / name
+    plain = OPTIMIZERS[name](rate, settings.fraction)
+    facts = {
+        "learning_rate": rate,
+        "state_bytes": state_bytes(plain, task.params),
+        "diverged": None,
+    }
+    optimizer = optax.named_chain(("optimizer", plain))
+    if name == TRAJECTORY:
+        fractions = dict.fromkeys(PAPER, settings.fraction)
+        optimizer = with_pseudo_updates(name, rate, fractions)
+    try:
+        state = training.train(
+            folder,
+            task.train_loss,
+            task.params,
+            optimizer,
+            task.batch_at,
+            steps=settings.steps,
+            seed=settings.seed,
+            # Those of the optimizer itself, not of the pseudo-updates.
+            observe=_clip_metrics if is_clipped(name) else None,
+            evaluate=instruments.evaluate,
+            evaluate_every=-(-settings.steps // settings.measurements),
+            save_every=settings.save_every,
+            label=name,
+        )
+    except training.DivergedError as error:
+        files.write_json(folder / "facts.json", facts | {"diverged": error.step})
+        return
+    huggingface.save(folder / "model", task.config, state.params, jnp.float32)
+    (folder / "model" / "spiece.model").write_bytes(task.spiece.read_bytes())
+    translated = instruments.translate(state.params)
+    files.write_json(folder / "translations.json", translated)
+    if name == TRAJECTORY:
+        sharpness = log.read_metrics(folder)[-1]["sharpness"]
+        landscape = instruments.landscape(state, sharpness)
+        files.write_json(settings.run / "landscape.json", landscape)
+        histogram = momentum_histogram(state)
+        files.write_json(settings.run / "histogram.json", histogram)
+    files.write_json(folder / "facts.json", facts)
+
+
+def describe(settings: Settings, task: TranslationTask) -> str:
+    """What is about to happen, for people."""
+    counts = task.counts()
+    return (
+        f"{settings.init}: {optax.tree.size(task.params):,} parameters; "
+        f"{counts['train']:,} pairs to train on, {counts['dropped']:,} of more than "
+        f"{settings.max_length} tokens dropped, {counts['held_out']:,} held out. "
+        f"Results go to {settings.run}."
+        + ("" if settings.learning_rate else tuning_note(settings.training()))
+    )
+
+
+def _clip_metrics(opt_state: Any) -> Metrics:
+    return optax_clip.clip_metrics(opt_state["optimizer"])
+
+
+def cli() -> None:
+    command_line.run("finetune_t5", Settings, prepare, lambda s, made: main(s, *made))

@@ -1,0 +1,109 @@
+"""What is measured in a fine-tuning run besides its training loss.
+
+    validation loss, translations   of any parameters, on held-out pairs
+    sharpness, landscape            of the trajectory that carries the pseudo-updates
+
+`examples.lab.directions` has what a pseudo-update is.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sacrebleu
+
+from examples.lab.directions import before_last_step, numbers, pseudo_directions
+from examples.lab.optimizers import PAPER
+from examples.lab.steps import Metrics, TrainState
+from examples.models import t5
+from examples.tasks.translation import TranslationTask
+from optax_clip import diagnostics
+
+TRAJECTORY = "sgd"
+
+
+class Instruments:
+    """Compiled once, used for every optimizer of a run."""
+
+    def __init__(self, task: TranslationTask, measured_batches: int) -> None:
+        self.task = task
+        self.batch = task.fixed_batch(task.batch_size * measured_batches)
+        stream = {"microbatches": measured_batches, "weight": task.weight}
+        self._loss = jax.jit(task.eval_loss)
+        self._derivatives = _jitted(
+            diagnostics.directional_derivatives, task.eval_loss, **stream
+        )
+        self._loss_along = _jitted(diagnostics.loss_along, task.eval_loss, **stream)
+
+    def evaluate(self, step: int, state: TrainState) -> Metrics:
+        """The validation loss and, where there are pseudo-updates, their sharpness."""
+        metrics: dict[str, Any] = {"valid_loss": self.validation_loss(state.params)}
+        if step and pseudo_directions(state):
+            metrics["sharpness"] = self.sharpness(state)
+        return metrics
+
+    def validation_loss(self, params: t5.Params) -> float:
+        """Mean per token over the held-out pairs."""
+        mean = diagnostics.mean_over_batches(
+            lambda batch: self._loss(params, batch),
+            self.task.held_out_batches(),
+            weight=self.task.weight,
+        )
+        return float(mean)
+
+    def sharpness(self, state: TrainState) -> dict[str, Mapping[str, float | None]]:
+        """Slope, sharpness and what they predict, along each pseudo-update."""
+        derived = self._derivatives(
+            before_last_step(state, TRAJECTORY), pseudo_directions(state), self.batch
+        )
+        return {name: numbers(d) for name, d in derived.items()}
+
+    def landscape(
+        self, state: TrainState, sharpness: Mapping[str, Mapping[str, float | None]]
+    ) -> dict[str, Any]:
+        """The loss at distances around the Newton steps that the sharpness predicts."""
+        params = before_last_step(state, TRAJECTORY)
+        updates = pseudo_directions(state)
+        steps = jnp.asarray([0.0, *_distances(sharpness)])
+        losses = self._loss_along(params, updates, steps, self.batch)
+        return {
+            "steps": steps.tolist(),
+            "losses": {name: losses[name].tolist() for name in PAPER},
+        }
+
+    def translate(self, params: t5.Params) -> dict[str, Any]:
+        """Greedy translations of a quarter of the held-out pairs, and their chrF."""
+        rows = slice(None, None, 4)
+        pairs = self.task.held_out[rows]
+        ids = _decode(
+            self.task.graphdef,
+            params,
+            self.task.held_out_arrays["source"][rows],
+            self.task.held_out_arrays["target"].shape[1],
+        )
+        translations = self.task.words.decode(np.asarray(ids).tolist())
+        references = [pair.french for pair in pairs]
+        return {
+            "chrf": sacrebleu.corpus_chrf(translations, [references]).score,
+            "examples": [
+                {"english": p.english, "reference": p.french, "translation": text}
+                for p, text in zip(pairs, translations, strict=True)
+            ],
+        }
+
+
+_decode = jax.jit(t5.greedy_decode, static_argnums=(0, 3))
+
+
+def _jitted(measure: Callable, loss: Callable, **options: Any) -> Callable:
+    """jit of measure(loss, ...), with everything else as arguments."""
+    return jax.jit(functools.partial(measure, loss, **options))
+
+
+def _distances(sharpness: Mapping[str, Mapping[str, float | None]]) -> np.ndarray:
+    """From a tenth of the shortest Newton step to ten times the longest."""
+    best = [step for d in sharpness.values() if (step := d["newton_step"])]
+    return np.geomspace(min(best, default=0.1) / 10, max(best, default=10) * 10, 31)

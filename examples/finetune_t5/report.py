@@ -1,0 +1,234 @@
+"""Summary, tables and figures of a fine-tuning run, made from its files.
+
+    summary.json    everything that the tables and the figures are made of
+    report.md       optimizers, directions, translations
+    *.png           losses, sharpness, landscape, momentum
+
+`python -m examples.finetune_t5.report RUN` makes and prints them again.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from examples.finetune_t5 import plots
+from examples.lab import command_line, files, log, provenance, run_folder, tables
+from examples.lab.directions import ratio
+from examples.lab.optimizers import PAPER, label
+from examples.lab.sweep import TAIL, train_loss
+from examples.lab.tables import Table
+
+Row = dict[str, Any]
+_TRANSLATIONS = 3  # held-out sentences in the report
+
+
+def summarise(run: Path, names: Sequence[str], pairs: Mapping[str, int]) -> Row:
+    """Writes sharpness.jsonl and summary.json of a finished run."""
+    lines = _sharpness_lines(run)
+    files.write_lines(run / "sharpness.jsonl", lines)
+    landscape = _read(run / "landscape.json")
+    summary = {
+        **run_folder.read_settings(run),
+        "pairs": dict(pairs),
+        "optimizers": {name: _row(run / name) for name in names},
+        "sharpness": _sharpness_table(lines, landscape),
+        "landscape": landscape,
+        "momentum": _read(run / "histogram.json"),
+    }
+    files.write_json(run / "summary.json", summary)
+    return summary
+
+
+def write(run: Path) -> list[Path]:
+    """Writes report.md and the figures."""
+    summary = run_folder.read_summary(run)
+    figures = plots.draw(run, summary)
+    report = tables.Report(
+        "Fine-tuning a T5 on English-French",
+        _introduction(summary),
+        figures,
+        make_tables(summary),
+        provenance.described(summary["sessions"]),
+    )
+    return [report.write(run / "report.md"), *(figure.path for figure in figures)]
+
+
+def show(run: tyro.conf.Positional[Path]) -> None:
+    """Prints a run's tables and a few of its translations."""
+    summary = run_folder.read_summary(run)
+    print(_introduction(summary))
+    for table in make_tables(summary):
+        print(f"\n{table.text()}")
+    print(f"\n{run}: summary.json, report.md, *.png, weights in */model")
+
+
+def make_tables(summary: Row) -> list[Table]:
+    """Everything in numbers."""
+    found = [_optimizer_table(summary)]
+    if summary["sharpness"]:
+        found.append(_table_of_sharpness(summary))
+    return [*found, *_translations(summary)]
+
+
+def _introduction(summary: Row) -> str:
+    pairs, fraction = summary["pairs"], summary["settings"]["fraction"]
+    sentences = [
+        f"{pairs['train']:,} pairs to train on, {pairs['held_out']:,} held out, from "
+        f"`{summary['settings']['init']}`."
+    ]
+    sentences += [
+        f"{label(name, fraction)} diverged: its loss was not finite at step "
+        f"{row['diverged']}."
+        for name, row in summary["optimizers"].items()
+        if row["diverged"] is not None
+    ]
+    return " ".join(sentences)
+
+
+def _row(folder: Path) -> Row:
+    """One optimizer's row: what it was, and what came of it."""
+    row = json.loads((folder / "facts.json").read_text())
+    metrics = log.read_metrics(folder)
+    steps = [line for line in metrics if "loss" in line]
+    clipped = [line["clipped_fraction"] for line in steps if "clipped_fraction" in line]
+    losses = [line["loss"] for line in steps]
+    valid = [(x["step"], x["valid_loss"]) for x in metrics if "valid_loss" in x]
+    row |= {
+        "clipped_fraction": float(np.mean(clipped)) if clipped else None,
+        "losses": [round(loss, 4) for loss in losses],
+        "valid_losses": valid,
+    }
+    if row["diverged"] is not None:
+        return row
+    translated = json.loads((folder / "translations.json").read_text())
+    examples = translated["examples"]
+    at = [(2 * i + 1) * len(examples) // (2 * _TRANSLATIONS) for i in range(3)]
+    return row | {
+        "train_loss": train_loss(losses),
+        "valid_loss": valid[-1][1],
+        "chrf": translated["chrf"],
+        "translations": [examples[i] for i in at],
+    }
+
+
+def _sharpness_lines(run: Path) -> list[Row]:
+    """One line per measurement and optimizer, with the ratio to SGD's sharpness."""
+    lines = []
+    for line in log.read_metrics(run / "sgd"):
+        measured = line.get("sharpness", {})
+        for name in [name for name in PAPER if name in measured]:
+            ids = {"step": line["step"], "optimizer": name}
+            ours, of_sgd = (measured[n]["sharpness"] for n in (name, "sgd"))
+            lines.append(ids | measured[name] | {"ratio": ratio(ours, of_sgd)})
+    return lines
+
+
+def _sharpness_table(lines: Sequence[Row], landscape: Row | None) -> dict[str, Row]:
+    """The paper's number, the mean ratio over the measurements; the rest at the end."""
+    table = {}
+    for name in dict.fromkeys(line["optimizer"] for line in lines):
+        own = [line for line in lines if line["optimizer"] == name]
+        ratios = [line["ratio"] for line in own if line["ratio"] is not None]
+        mean = float(np.mean(ratios)) if ratios else None
+        table[name] = own[-1] | {"ratio": mean, "ratios": ratios}
+        if landscape:
+            losses = np.asarray(landscape["losses"][name], float)
+            lowest = int(np.nanargmin(losses))
+            table[name] |= {
+                "lowest_step": landscape["steps"][lowest],
+                "scanned_decrease": float(losses[0] - losses[lowest]),
+            }
+    return table
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _optimizer_table(summary: Row) -> Table:
+    settings = summary["settings"]
+    rows = []
+    for name, row in summary["optimizers"].items():
+        diverged = row["diverged"] is not None
+        rows.append(
+            [
+                label(name, settings["fraction"]),
+                _number(row["learning_rate"], ".3g", "relative"),
+                "diverged" if diverged else _number(row["train_loss"], ".3f"),
+                _number(row.get("valid_loss"), ".3f"),
+                _number(row.get("chrf"), ".1f"),
+                f"{row['state_bytes'] / 1e6:.1f} MB",
+                _number(row["clipped_fraction"], ".1%"),
+            ]
+        )
+    return Table(
+        f"{settings['steps']} steps of {settings['batch_size']} pairs; training loss: "
+        f"mean of the last {min(TAIL, settings['steps'])} steps",
+        [
+            "optimizer",
+            "learning rate",
+            "training loss",
+            "validation loss",
+            "chrF",
+            "state",
+            "clipped",
+        ],
+        rows,
+    )
+
+
+def _table_of_sharpness(summary: Row) -> Table:
+    fraction, rows = summary["settings"]["fraction"], summary["sharpness"]
+    count = len(next(iter(rows.values()))["ratios"])
+    columns = {
+        "ratio": "ratio to SGD",
+        "sharpness": "sharpness",
+        "slope": "slope",
+        "newton_step": "Newton step",
+        "predicted_decrease": "predicted decrease",
+        "lowest_step": "lowest step of a scan",
+        "scanned_decrease": "decrease there",
+    }
+    return Table(
+        "Directional sharpness along SGD's trajectory: mean ratio to SGD of "
+        f"{count} measurement{'s' if count > 1 else ''}; the other columns: at the end",
+        ["direction", *columns.values()],
+        [
+            [label(name, fraction), *(_number(row.get(key), ".3g") for key in columns)]
+            for name, row in rows.items()
+        ],
+    )
+
+
+def _translations(summary: Row) -> list[Table]:
+    """A few held-out sentences, evenly from all, in every optimizer's translation."""
+    fraction = summary["settings"]["fraction"]
+    texts = {
+        label(name, fraction): row["translations"]
+        for name, row in summary["optimizers"].items()
+        if row["diverged"] is None
+    }
+    found = []
+    for number, source in enumerate(next(iter(texts.values()), [])):
+        rows = [["reference", source["reference"]]]
+        rows += [[who, shown[number]["translation"]] for who, shown in texts.items()]
+        found.append(Table(f"“{source['english']}”", ["", ""], rows))
+    return found
+
+
+def _number(value: float | None, spec: str, missing: str = "-") -> str:
+    return missing if value is None else f"{value:{spec}}"
+
+
+def main(run: tyro.conf.Positional[Path]) -> None:
+    """Makes the report and the figures of a run again, and prints the tables."""
+    write(run)
+    show(run)
+
+
+if __name__ == "__main__":
+    command_line.report("finetune_t5.report", main)

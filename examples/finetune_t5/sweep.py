@@ -1,0 +1,120 @@
+"""Finds the learning rates of the main job: `python -m examples.finetune_t5.sweep`.
+
+Every optimizer trains as in `examples.finetune_t5`, on the same batches, for as many
+steps, with the same seed; the rate with the lowest training loss at the end is chosen
+(`examples.lab.sweep` says how it is searched). About 20 minutes on 2 CPU cores.
+
+Every run is one line of runs/sweep_learning_rates/runs.jsonl, and --resume repeats none
+of them. The result, with every run in it, is examples/results/learning_rates.json.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from examples.finetune_t5.experiment import Settings
+from examples.lab import command_line, run_folder
+from examples.lab.files import Line, write_json
+from examples.lab.log import Log
+from examples.lab.optimizers import LEARNING_RATES
+from examples.lab.sweep import (
+    TAIL,
+    by_name,
+    outcome,
+    rate,
+    said,
+    search,
+    start,
+    trainer,
+)
+from examples.tasks.translation import load_translation
+
+_DEFAULT = Settings(run=Path("runs/sweep_learning_rates"))
+
+
+def main(
+    settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = _DEFAULT,
+    out: Path = LEARNING_RATES,
+) -> None:
+    """Sweeps the learning rate of each optimizer.
+
+    Args:
+        settings: those of the fine-tuning that the learning rates are for.
+        out: the result; what it has of other optimizers stays.
+    """
+    settings.check()
+    if settings.learning_rate is not None:
+        raise ValueError("--learning-rate: a sweep finds it; leave it out.")
+    before = _result_to_extend(out, settings)
+    task = load_translation(settings)
+    run_folder.open_run(settings.run, settings.training(), resume=settings.resume)
+    console = Console()
+    runs = Log(settings.run / "runs.jsonl", said(console))
+    for name in settings.optimizer:
+        train = trainer(task, by_name(name, settings.fraction), settings.steps)
+
+        def loss(half: int, name: str = name, train: Callable = train) -> float:
+            """The final training loss with this rate; inf if it diverged."""
+            wanted = {"optimizer": name, "learning_rate": rate(half)}
+            with console.status(f"{name}, learning rate {rate(half):g}"):
+                line = runs.once(wanted, lambda: outcome(train(rate(half)).losses))
+            return math.inf if line["loss"] is None else line["loss"]
+
+        search(loss, start(name))
+    write_result(out, settings, [*before, *runs.lines])
+
+
+def write_result(out: Path, settings: Settings, runs: Sequence[Line]) -> None:
+    """The chosen rates, how they were chosen, and every run."""
+    finished = [run for run in runs if run["loss"] is not None]
+    best = {
+        run["optimizer"]: run["learning_rate"]
+        for run in sorted(finished, key=lambda run: -run["loss"])
+    }
+    order = dict.fromkeys(run["optimizer"] for run in runs)
+    tail = min(TAIL, settings.steps)
+    ordered = [
+        run
+        for name in order
+        for run in sorted(runs, key=lambda run: run["learning_rate"])
+        if run["optimizer"] == name
+    ]
+    before = json.loads(out.read_text())["sessions"] if out.is_file() else []
+    ours = run_folder.read_settings(settings.run)["sessions"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        out,
+        {
+            "chosen": {name: best[name] for name in order},
+            "rule": f"lowest mean training loss of the last {tail} steps",
+            "sessions": [*before, *(one for one in ours if one not in before)],
+            "settings": settings.training(),
+            "runs": ordered,
+        },
+    )
+    print(f"{out}: " + ", ".join(f"{name} {best[name]:g}" for name in order))
+
+
+def _result_to_extend(out: Path, settings: Settings) -> list[Line]:
+    """The runs of other optimizers in an earlier result with the same settings."""
+    if not out.is_file():
+        return []
+    found = json.loads(out.read_text())
+    if found["settings"] != json.loads(json.dumps(settings.training(), default=str)):
+        raise ValueError(
+            f"{out} was swept with other settings: give another --out, or remove it."
+        )
+    return [run for run in found["runs"] if run["optimizer"] not in settings.optimizer]
+
+
+def cli() -> None:
+    command_line.report("finetune_t5.sweep", main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,3 @@
+from examples.heterogeneity.experiment import cli
+
+cli()

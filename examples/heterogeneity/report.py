@@ -1,0 +1,92 @@
+"""Summary, tables and figures of a run of `examples.heterogeneity`, from its files.
+
+    summary.json    everything that the tables and the figures are made of
+    report.md       optimizers, blocks, clipped directions
+    *.png           losses, head norms, blocks, clipping
+
+`python -m examples.heterogeneity.report RUN` makes them again.
+"""
+
+from pathlib import Path
+
+import tyro
+
+from examples.heterogeneity import plots
+from examples.heterogeneity.reading import METRICS, Summary, name
+from examples.heterogeneity.tables import make_tables
+from examples.lab import command_line, files, provenance, run_folder, tables
+from examples.lab.winners import winners
+
+
+def write(folder: Path) -> list[Path]:
+    """Writes everything that the summary has data for."""
+    summary = run_folder.read_summary(folder)
+    figures = plots.draw(folder, summary)
+    report = tables.Report(
+        f"Gradient heterogeneity: {name(summary)}",
+        introduction(summary),
+        figures,
+        make_tables(summary),
+        provenance.described(summary["sessions"]),
+    )
+    return [report.write(folder / "report.md"), *(figure.path for figure in figures)]
+
+
+def summarise(folder: Path) -> Summary:
+    """Writes summary.json, of all trainings that have ended so far."""
+    runs = files.read_lines(folder / "runs.jsonl")
+    best = winners(runs)
+    if not best:
+        raise FileNotFoundError(f"{folder}: no training has ended there yet.")
+    sweep = ("name", "fraction", "learning_rate", "loss")
+    summary = {
+        **run_folder.read_settings(folder),
+        "optimizers": [
+            {
+                "name": optimizer,
+                "fraction": fraction,
+                "learning_rate": runs[0]["learning_rate"],
+                "state_bytes": runs[0]["state_bytes"],
+                "losses": [run["loss"] for run in runs],
+                **{m: [run.get(m) for run in runs] for m in METRICS},
+                "head_norms": [run["head_norm"] for run in runs],
+                "curves": [run["losses"] for run in runs],
+            }
+            for (optimizer, fraction), runs in best.items()
+        ],
+        "sweep": [{k: run[k] for k in sweep} for run in runs if not run["seed"]],
+        "moments": files.read_lines(folder / "blocks.jsonl"),
+    }
+    files.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def introduction(summary: Summary) -> str:
+    """What was run, in a sentence or two."""
+    settings = summary["settings"]
+    clip = "clipped to a global norm of 1" if settings["clip_norm"] else "not clipped"
+    batch = "all rows" if settings["full_batch"] else f"{settings['batch_size']} rows"
+    return (
+        f"{settings['counts']['train']:,} rows of {settings['counts']['classes']} "
+        f"classes; steps of {batch}, gradients {clip}, a {settings['schedule']} "
+        "schedule. Learning rates were chosen by the final training loss with seed 0, "
+        "which is one of the seeds in the means."
+    )
+
+
+def remake(run: Path) -> list[Path]:
+    """Makes the report and the figures again, the summary too where its log is."""
+    made = []
+    if files.exist(run / "runs.jsonl"):
+        summarise(run)
+        made.append(run / "summary.json")
+    return [*made, *write(run)]
+
+
+def main(run: tyro.conf.Positional[Path]) -> None:
+    """Makes the summary, the report and the figures of a run again."""
+    print("\n".join(map(str, remake(run))))
+
+
+if __name__ == "__main__":
+    command_line.report("heterogeneity.report", main)

@@ -1,0 +1,19 @@
+"""What experiments share: training, sweeps, run folders, optimizers, tables, looks.
+
+steps.py          one training step, and the one loop over steps that all programs have
+training.py       that loop with a run folder: interruptible, resumable
+sweep.py          the best learning rate of each optimizer, and several seeds of it
+winners.py        what a sweep found: winners, the table of rates
+curves.py         their loss curves, a band over the seeds for each
+optimizers.py     the optimizers by name
+directions.py     pseudo-updates of many optimizers on one trajectory
+monitoring.py     diagnostics in a loop within a budget
+run_folder.py     a run folder is claimed, described and read
+provenance.py     which command, commit, software and device made numbers, and when
+log.py            the append-only log of a run, one JSON object a line
+files.py          files that are written whole or not at all
+command_line.py   programs refuse with a sentence
+tables.py         tables and reports in Markdown
+looks.py          colours, line styles and names in figures
+paper.py          what Pan and Li report
+"""

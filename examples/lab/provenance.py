@@ -1,0 +1,84 @@
+"""Which command, commit, software and device made numbers, and when.
+
+A run folder's settings.json has a list of sessions, one for every process that wrote
+into the folder; reports quote them, and never the date of a file.
+"""
+
+import datetime
+import functools
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+Session = dict[str, Any]
+
+# Runs from before sessions were recorded; this commit wrote and can read them.
+LAST_COMMIT_WITHOUT_SESSIONS = "b6b5321"
+
+
+def session() -> Session:
+    """This process, for a run folder."""
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "made_with": made_with(),
+    }
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of the checkout, "+" for changes on top; None outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        found = subprocess.run(
+            [*git, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def made_with() -> dict[str, str]:
+    """The software and hardware of this process."""
+    kind = jax.devices()[0].device_kind
+    device = f"{jax.device_count()} x {kind}" if kind != "cpu" else "CPU"
+    packages = ("jax", "flax", "optax", "optax_clip")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "device": f"{device}, {os.cpu_count()} cores, {platform.machine()}",
+    }
+
+
+def commands(sessions: Sequence[Mapping[str, Any]]) -> str:
+    """Every command of a run once, in Markdown."""
+    return ", ".join(dict.fromkeys(f"`{one['command']}`" for one in sessions))
+
+
+def described(sessions: Sequence[Mapping[str, Any]]) -> str:
+    """Commands, dates and software for people: a sentence for each that differs."""
+    sentences = []
+    for one in sessions:
+        found = one["made_with"]
+        packages = ("jax", "flax", "optax", "optax_clip")
+        software = ", ".join(f"{p} {found[p]}" for p in packages if p in found)
+        # Runs of before have no record of their command: theirs follows from settings.
+        how = "" if one["commit"] else " (as its settings say, the command is not kept)"
+        at = f" at commit {one['commit']}" if one["commit"] else ""
+        sentences.append(
+            f"`{one['command']}`{how}{at}; {one['date']}; {found['device']}; Python "
+            f"{found['python']}, {software}."
+        )
+    return " ".join(dict.fromkeys(sentences))

@@ -1,0 +1,57 @@
+"""Tables as Markdown and on a terminal, and reports made of tables and figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tabulate import tabulate
+
+from examples.lab.files import write_text
+
+
+class Table(NamedTuple):
+    """A table of text; the first column holds the names of the rows."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """For a report."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def text(self) -> str:
+        """For a terminal, under its title."""
+        return f"{self.title}\n" + tabulate(
+            self.rows, self.header, disable_numparse=True
+        )
+
+
+class Figure(NamedTuple):
+    """A figure of a report: its file, and what it says in words."""
+
+    path: Path
+    caption: str
+
+
+class Report(NamedTuple):
+    """What a report says, in this order."""
+
+    title: str
+    introduction: str
+    figures: Sequence[Figure]
+    tables: Sequence[Table]
+    provenance: str
+
+    def write(self, path: Path) -> Path:
+        """Writes it as Markdown; figures lie beside it."""
+        parts = [f"# {self.title}", self.introduction]
+        parts += [
+            f"![{f.caption}]({f.path.name})\n\n*{f.caption}*" for f in self.figures
+        ]
+        for table in self.tables:
+            parts += [f"## {table.title}", table.markdown()]
+        parts += ["## How it was made", self.provenance]
+        write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+        return path

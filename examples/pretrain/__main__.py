@@ -1,0 +1,3 @@
+from examples.pretrain.programs import cli
+
+cli()

@@ -1,0 +1,157 @@
+"""The model card and loss curve of a pretraining run, made from the run's own files."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+from examples.lab import log, looks, provenance, run_folder
+from examples.lab.steps import Params
+
+T5 = """\
+# t5-enfr-small
+
+A small T5 (v1.0 layout: ReLU, tied output layer) of {parameters:,} parameters,
+pretrained **from scratch** by span corruption on English and French. It is not
+t5-small and shares no weights with it. It exists so that the fine-tuning example of
+this repository starts from trained weights.
+
+| | |
+|---|---|
+| made by | {made_by}; {date} |
+| data | both languages of the training stories in `examples/data/en_fr`, each language as one text, about 770,000 tokens; `wesnoth-tsg` and `wesnoth-sota` held out |
+| vocabulary | `examples/data/vocabulary/spiece.model`, {vocab_size:,} ids |
+| objective | span corruption: 15 % noise, mean span 3, windows of {source_length} source tokens |
+| training | {steps:,} steps of {batch_size} windows, Adam relative to the RMS of each weight, peak rate {learning_rate:g}, {warmup_steps} warm-up steps, cosine to 0, dropout {dropout_rate:g} |
+| time | {minutes:.0f} minutes on {device}, shared with other work |
+| software | Python {python}, JAX {jax}, Flax {flax}, Optax {optax} |
+| training loss | {train_loss:.3f} (mean of the last {tail} steps) |
+| held-out loss | {held_out_loss:.3f} (same objective, fixed masks, held-out stories; {first_held_out_loss:.2f} at step 0) |
+| weights | `model.safetensors`, float16, names as in Hugging Face `transformers` |
+
+![Loss during pretraining](loss.png)
+
+The curve's numbers are in `loss.csv`. The text is dialogue and story of two fantasy and
+science-fiction games; expect nothing outside that genre.
+
+Licence of the data: derived from the English and French message catalogues of Battle
+for Wesnoth 1.16.9 (GPL-2.0-or-later) and FreedroidRPG 1.0 (GPL-2.0), see
+`examples/data/en_fr/README.md`; these weights, learned from that text, are offered under
+GPL-2.0 as well, and are not part of the wheel.
+"""  # noqa: E501
+
+
+MASKED = "masked tokens: 15 %, of which 80 % masked, 10 % replaced, 10 % kept"
+NEXT = "the next token"
+
+ENCODER = """\
+# {name}
+
+A small {kind} of {parameters:,} parameters in BERT's layout, pretrained **from scratch**
+on English movie reviews, to start fine-tuning from. It shares no weights with any
+published model.
+
+| | |
+|---|---|
+| made by | {made_by}; {date} |
+| data | {data}, one after the other |
+| vocabulary | `tokenizer.json`: lower-case WordPiece, {vocab_size:,} ids, trained on such reviews |
+| objective | {objective}; windows of {length} tokens |
+| training | {steps:,} steps of {batch_size} windows, AdamW with weight decay {weight_decay:g}, peak rate {learning_rate:g}, {warmup_steps} warm-up steps, cosine to 0, no dropout |
+| time | {minutes:.0f} minutes on {device}, shared with other work |
+| software | Python {python}, JAX {jax}, Flax {flax}, Optax {optax} |
+| training loss | {train_loss:.3f} (mean of the last {tail} steps) |
+| held-out loss | {held_out_loss:.3f} (same objective, fixed windows of held-out documents; {first_held_out_loss:.2f} at step 0) |
+| weights | `model.safetensors`, float16, names as in Hugging Face `transformers` |
+
+![Loss during pretraining](loss.png)
+
+The curve's numbers are in `loss.csv`. The text that it learned from is not part of this
+repository.
+"""  # noqa: E501
+
+HEAD = """\
+# {name}
+
+A masked-language-model head of {parameters:,} parameters for the encoder
+all-MiniLM-L6-v2, which is published without one. The head's output layer is the
+encoder's embedding; dense layer, norm and bias are here, and the encoder is not.
+
+| | |
+|---|---|
+| made by | {made_by}; {date} |
+| encoder | that of the PyPI package `{package}`, frozen |
+| data | {data}, one after the other |
+| objective | {objective}; windows of {length} tokens |
+| training | {steps:,} steps of {batch_size} windows, Adam, peak rate {learning_rate:g}, {warmup_steps} warm-up steps, cosine to 0, no dropout |
+| time | {minutes:.0f} minutes on {device}, shared with other work |
+| software | Python {python}, JAX {jax}, Flax {flax}, Optax {optax} |
+| training loss | {train_loss:.3f} (mean of the last {tail} steps) |
+| held-out loss | {held_out_loss:.3f} (same objective, fixed windows of held-out documents; {first_held_out_loss:.2f} at step 0) |
+| weights | `model.safetensors`, float16, names as in this repository's `params["head"]` |
+
+![Loss during training](loss.png)
+
+The curve's numbers are in `loss.csv`. The text that it learned from is not part of this
+repository.
+"""  # noqa: E501
+
+
+def write(folder: Path, run: Path, params: Params, card: str, **facts: Any) -> None:
+    """Writes README.md, loss.csv and loss.png of the finished run into `folder`."""
+    made = run_folder.read_settings(run)
+    session = made["sessions"][-1]
+    metrics = log.read_metrics(run)
+    train = [line["loss"] for line in metrics if "loss" in line]
+    held_out = [line for line in metrics if "held_out_loss" in line]
+    tail = min(100, len(train))
+    text = card.format(
+        **made["settings"],
+        **session["made_with"],
+        made_by=provenance.commands(made["sessions"]),
+        date=session["date"],
+        parameters=optax.tree.size(params),
+        minutes=metrics[-1]["seconds"] / 60,
+        tail=tail,
+        train_loss=np.mean(train[-tail:]),
+        held_out_loss=held_out[-1]["held_out_loss"],
+        first_held_out_loss=held_out[0]["held_out_loss"],
+        **facts,
+    )
+    rows = _curve(train, held_out)
+    (folder / "README.md").write_text(text)
+    with (folder / "loss.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("step", "train_loss", "held_out_loss"), *rows])
+    draw(folder)
+
+
+def _curve(train: list[float], held_out: list[dict[str, Any]]) -> list[tuple]:
+    """Held-out losses, each beside the mean training loss since the one before."""
+    rows, before = [], 0
+    for line in held_out:
+        step = line["step"]
+        since = train[before:step] or train[:1]
+        rows.append(
+            (step, round(float(np.mean(since)), 4), round(line["held_out_loss"], 4))
+        )
+        before = step
+    return rows
+
+
+def draw(folder: Path) -> list[Path]:
+    """Draws loss.png from loss.csv."""
+    with (folder / "loss.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    steps, train, held_out = np.array(rows, float).T
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot(steps, train, label="training text")
+        axes.plot(steps, held_out, "--", label="held-out text")
+        axes.set(xlabel="step", ylabel="loss (nats per token)", title=folder.name)
+        axes.legend()
+
+    return [looks.draw(folder / "loss.png", paint, (5.6, 3.4))]

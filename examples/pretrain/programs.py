@@ -1,0 +1,17 @@
+"""Makes what is committed to start from: `python -m examples.pretrain NAME`."""
+
+import tyro
+
+from examples.pretrain import encoder, mlm_head, subwords, t5, vocabulary
+
+PROGRAMS = {
+    "t5": t5.main,
+    "encoder": encoder.main,
+    "mlm-head": mlm_head.main,
+    "subwords": subwords.main,
+    "vocabulary": vocabulary.main,
+}
+
+
+def cli() -> None:
+    tyro.extras.subcommand_cli_from_dict(PROGRAMS, prog="python -m examples.pretrain")

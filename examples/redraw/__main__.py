@@ -1,0 +1,3 @@
+from examples.redraw.everything import cli
+
+cli()

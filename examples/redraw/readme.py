@@ -1,0 +1,117 @@
+"""The README's table of results, made from result files.
+
+It stands between two comments of the README, which are invisible there:
+
+    <!-- results: python -m examples.redraw -->
+    <!-- end of results -->
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from examples.heterogeneity import verdict as second_paper
+from examples.lab import files, paper, run_folder
+from examples.lab.tables import Table
+from examples.lab.winners import of, winners
+from examples.sharpness.claims import holding
+from examples.tasks import by_name
+
+BEGIN, END = "<!-- results: python -m examples.redraw -->", "<!-- end of results -->"
+_RESULTS = "examples/results"
+
+
+def write(root: Path) -> list[Path]:
+    """Puts the table between the comments; a README without them stays as it is."""
+    path = root / "README.md"
+    text = path.read_text()
+    if BEGIN not in text:
+        return []
+    before, rest = text.split(BEGIN, 1)
+    if END not in rest:
+        raise ValueError(f"{path}: expected {END} behind {BEGIN}.")
+    after = rest.split(END, 1)[1]
+    block = f"{BEGIN}\n{table(root / _RESULTS).markdown()}\n{END}"
+    files.write_text(path, before + block + after)
+    return [path]
+
+
+def table(results: Path) -> Table:
+    """What was measured, on how many seeds, and what did not hold."""
+    rows = [
+        *_sharpness(run_folder.read_summaries(results / "sharpness")),
+        *(_convergence(folder) for folder in sorted(results.glob("convergence/*"))),
+        _heterogeneity(run_folder.read_summaries(results / "heterogeneity")),
+    ]
+    return Table(
+        "Results", ["effect", "measured here", "runs", "what did not hold"], rows
+    )
+
+
+def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    cells = [cell for run in runs for cell in run["epochs"].values()]
+    quotients = [c["directions"]["clipped_sgd"]["ratio"] for c in cells]
+    found = [one for cell in cells for one in holding(cell)]
+    held = sum(mean for mean, _ in found)
+    failing = [
+        one.claim
+        for i, one in enumerate(paper.INVARIANTS)
+        if not all(holding(cell)[i][0] for cell in cells)
+    ]
+    count = f"{len(runs)} runs, {len(cells)} epochs"
+    link = f"[verdict]({_RESULTS}/sharpness/verdict.md)"
+    above = sum(q >= 1 for q in quotients)
+    return [
+        [
+            "5 % clipped lowers the sharpness of SGD's direction",
+            f"to {min(quotients):.2g} to {max(quotients):.2g} of it",
+            count,
+            f"{above} of {len(cells)} epochs; {link}",
+        ],
+        [
+            "the first paper's orderings of seven optimizers",
+            f"{held} of {len(found)} hold",
+            count,
+            "; ".join(failing) or "none",
+        ],
+    ]
+
+
+def _convergence(folder: Path) -> list[str]:
+    settings = run_folder.read_settings(folder)["settings"]
+    best = winners(files.read_lines(folder / "runs.jsonl"))
+    plain = {run["seed"]: run["loss"] for run in of(best, "sgd")}
+
+    def minus(name: str, fraction: float) -> list[float]:
+        runs = best.get((name, fraction), [])
+        return [
+            run["loss"] - plain[run["seed"]] for run in runs if run["loss"] is not None
+        ]
+
+    clipped, adam = (
+        minus(name, settings["fraction"]) for name in ("clipped_sgd", "adam")
+    )
+    worse = sum(x >= 0 for x in clipped)
+    return [
+        f"training loss minus SGD's, {by_name.TITLES[settings['task']]}",
+        f"{100 * settings['fraction']:g} % clipped {np.mean(clipped):+.3f}, "
+        f"Adam {np.mean(adam):+.3f}",
+        f"{len(clipped)} seeds",
+        f"{worse} of {len(clipped)} seeds; "
+        f"[report]({_RESULTS}/convergence/{folder.name}/report.md)",
+    ]
+
+
+def _heterogeneity(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    gaps = [second_paper.gap(run) for run in runs]
+    seeds = max(len(one["losses"]) for run in runs for one in run["optimizers"])
+    return [
+        "sign SGD ends below SGD (the second paper's)",
+        f"{sum(gap > 0 for gap in gaps)} of {len(gaps)} tasks and models, by "
+        f"{min(gaps):+.3f} to {max(gaps):+.3f}",
+        f"up to {seeds} seeds each",
+        f"{sum(gap <= 0 for gap in gaps)} of {len(gaps)}; "
+        f"[verdict]({_RESULTS}/heterogeneity/verdict.md)",
+    ]

@@ -1,0 +1,3 @@
+from examples.sharpness.experiment import cli
+
+cli()

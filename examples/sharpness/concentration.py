@@ -1,0 +1,136 @@
+"""Who carries the sharpness: `python -m examples.sharpness.concentration` (5 minutes).
+
+SGD trains the committed T5 on translation for a while, with several seeds. Then, on a
+fixed batch: which fraction of the sharpness of SGD's direction goes away with its top k
+coordinates, and what the loss does along the directions of SGD, of SGD with 5 % of its
+coordinates clipped, and of Adam. The numbers and the README's first figure go to
+examples/results/concentration.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from examples.lab import command_line, files, provenance, run_folder
+from examples.lab.directions import (
+    before_last_step,
+    pseudo_directions,
+    with_pseudo_updates,
+)
+from examples.lab.steps import TrainState, train_step, updates
+from examples.sharpness import hero
+from examples.sharpness.experiment import curve, spacing
+from examples.tasks.translation import TranslationTask, load_translation
+from optax_clip import diagnostics
+
+FOLDER = Path(__file__).parents[1] / "results" / "concentration"
+FRACTIONS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.5)
+COMPARED = ("sgd", "clipped_sgd", "adam")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Measures which coordinates carry the sharpness of SGD's direction."""
+
+    steps: int = 100
+    """Updates of SGD before anything is measured."""
+    seeds: int = 3
+    rate: float = 0.1
+    """SGD's learning rate."""
+    fraction: float = 0.05
+    """Fraction of the coordinates that clipped SGD clips."""
+    test_size: int = 64
+    """Pairs in the fixed batch."""
+    init: str = "examples/checkpoints/t5-enfr-small"
+    """A folder with a T5 in the Hugging Face layout, or a name on the hub."""
+    out: Path = FOLDER
+    batch_size: int = 16
+    max_length: int = 40
+    measured_batches: int = 1
+    held_out: int = 1
+    dataset: Literal["en_fr", "opus_books"] = "en_fr"
+    pairs: Path | None = None
+    seed: int = 0
+
+
+def main(settings: Settings, task: TranslationTask) -> None:
+    """Trains and measures with each seed, draws."""
+    options = {"microbatches": max(settings.test_size // 16, 1), "weight": task.weight}
+
+    def jitted(measure: Any) -> Any:
+        return jax.jit(functools.partial(measure, task.eval_loss, **options))
+
+    tools = {
+        "masked": jitted(diagnostics.masked_sharpness),
+        "derivatives": jitted(diagnostics.directional_derivatives),
+        "scan": jitted(diagnostics.line_scan),
+    }
+    seeds = []
+    for seed in range(settings.seed, settings.seed + settings.seeds):
+        state = trained(settings, dataclasses.replace(task, seed=seed))
+        batch = dataclasses.replace(task, seed=seed).fixed_batch(settings.test_size)
+        seeds.append({"seed": seed, **measured(state, batch, tools)})
+        print(f"seed {seed}: {seeds[-1]['top'][-4]}", flush=True)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "settings": dataclasses.asdict(settings) | {"out": None},
+        "sessions": [provenance.session()],
+        "seeds": seeds,
+    }
+    files.write_json(settings.out / "concentration.json", content)
+    print("\n".join(map(str, hero.write(settings.out))))
+
+
+def trained(settings: Settings, task: TranslationTask) -> TrainState:
+    """After SGD's updates, with the last pseudo-updates of all that are compared."""
+    fractions = dict.fromkeys(COMPARED, settings.fraction)
+    optimizer = with_pseudo_updates("sgd", settings.rate, fractions)
+    params = jax.tree.map(np.asarray, task.params)
+    begin = TrainState(params, optimizer.init(params))
+    step_function = train_step(task.train_loss, optimizer)
+    *_, (_, state, _) = updates(
+        step_function, begin, task.batch_at, task.seed, 0, settings.steps
+    )
+    return state
+
+
+def measured(state: TrainState, batch: Any, tools: dict[str, Any]) -> dict[str, Any]:
+    """Where the sharpness is, and the loss along each direction."""
+    params, directions = before_last_step(state, "sgd"), pseudo_directions(state)
+    top = []
+    for fraction in FRACTIONS:
+        mask = diagnostics.top_coordinates(directions["sgd"], fraction)
+        found = tools["masked"](params, directions["sgd"], batch, mask=mask)
+        top.append(
+            {
+                "fraction": fraction,
+                "norm": float(found.norm),
+                "slope": float(found.slope_fraction),
+                "sharpness": float(found.sharpness_fraction),
+            }
+        )
+    derived = jax.device_get(tools["derivatives"](params, directions, batch))
+    scans = tools["scan"](params, directions, batch, spacing=spacing(derived))
+    return {
+        "top": top,
+        "sharpness": {name: float(d.sharpness) for name, d in derived.items()},
+        "curves": {name: curve(scan) for name, scan in jax.device_get(scans).items()},
+    }
+
+
+def prepare(settings: Settings) -> TranslationTask:
+    """Everything that can be refused, before any work."""
+    run_folder.check_counts(settings)
+    return load_translation(settings)
+
+
+def cli() -> None:
+    command_line.run("sharpness.concentration", Settings, prepare, main)
+
+
+if __name__ == "__main__":
+    cli()

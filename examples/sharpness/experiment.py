@@ -1,0 +1,193 @@
+"""Directional sharpness on one trajectory: `python -m examples.sharpness`.
+
+The experiment behind tables 3 to 6 of Pan and Li. SGD or Adam trains a model; beside
+it, the paper's seven optimizers and five of its longer version make pseudo-updates from
+the same gradients. At some batches of some epochs their directional sharpness is
+measured on a fixed batch, and at one batch of each of these epochs the landscape along
+them. The run folder gets tables and figures, which `examples.sharpness.report` makes
+again. Interrupted, a run goes on with --resume, to the same numbers.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from examples.lab import command_line, run_folder, training
+from examples.lab.directions import (
+    before_last_step,
+    momentum_histogram,
+    numbers,
+    pseudo_directions,
+    with_pseudo_updates,
+)
+from examples.lab.steps import Metrics, Microbatches, TrainState
+from examples.sharpness import report
+from examples.sharpness.prediction import describe
+from examples.sharpness.settings import SPACINGS, Moment, Settings, moments
+from examples.tasks import by_name
+from examples.tasks.task import Task
+from optax_clip import diagnostics
+
+
+def load(settings: Settings) -> Task:
+    """The task, with enough examples for an epoch."""
+    sizes = settings.sizes()
+    task = by_name.load(
+        settings,
+        max_length=sizes.max_length,
+        batch_size=sizes.batch_size,
+        seed=settings.seed,
+    )
+    wanted = sizes.batches_per_epoch * sizes.batch_size
+    if task.rows < wanted:
+        raise ValueError(
+            f"expected at least {wanted:,} training examples of at most "
+            f"{sizes.max_length} tokens, got {task.rows:,}: lower --batch-size or give "
+            "more data."
+        )
+    if wanted < sizes.test_size:
+        raise ValueError(
+            f"expected epochs of at least {sizes.test_size} examples, the size of the "
+            f"fixed batch, got {wanted}: raise --batch-size."
+        )
+    return task
+
+
+def one_epoch(settings: Settings, task: Task) -> Task:
+    """The same with a training set of exactly one epoch, drawn once."""
+    sizes = settings.sizes()
+    rows = np.random.default_rng(settings.seed).permutation(task.rows)
+    return task.taking(rows[: sizes.batches_per_epoch * sizes.batch_size])
+
+
+def adapt(settings: Settings, task: Task) -> Task:
+    """The task with a model that Adam has begun to teach it, in a run of its own."""
+    sizes = settings.sizes()
+    if not sizes.adapting_steps:
+        return task
+    taught = dataclasses.replace(
+        task, batch_size=sizes.adapting_batch, seed=settings.seed + 2
+    )
+    state = training.train(
+        settings.folder() / "adapting",
+        task.train_loss,
+        task.params,
+        optax.adam(sizes.rates["adam"]),
+        taught.batch_at,
+        steps=sizes.adapting_steps,
+        seed=settings.seed,
+        label="adapting",
+    )
+    return dataclasses.replace(task, params=state.params)
+
+
+def main(settings: Settings, task: Task) -> None:
+    """Trains, measures along the way, draws."""
+    sizes, at = settings.sizes(), moments(settings)
+    print(describe(settings, task), flush=True)
+    task = one_epoch(settings, adapt(settings, task))
+    microbatches = Microbatches(sizes.batch_size // sizes.part, task.weight)
+    optimizer = with_pseudo_updates(
+        settings.trajectory, settings.rate(), settings.fractions()
+    )
+    folder = settings.folder()
+    try:
+        training.train(
+            folder,
+            task.train_loss,
+            task.params,
+            optimizer,
+            task.batch_at,
+            steps=max(at),
+            seed=settings.seed,
+            evaluate=measurer(settings, task, at),
+            evaluate_at=at,
+            save_every=settings.save_every,
+            microbatches=microbatches if microbatches.count > 1 else None,
+            label=folder.name,
+        )
+    except training.DivergedError as error:  # what was measured before it stays
+        print(error, flush=True)
+    report.summarise(folder)
+    print("\n".join(map(str, report.write(folder))))
+
+
+def measurer(
+    settings: Settings, task: Task, at: Mapping[int, Moment]
+) -> Callable[[int, TrainState], Metrics]:
+    """What is measured at each moment, for `training.train`."""
+    sizes = settings.sizes()
+    batch = jax.device_put(task.fixed_batch(sizes.test_size))
+    stream = {"microbatches": sizes.test_size // sizes.part, "weight": task.weight}
+
+    def jitted(measure: Callable, **options: Any) -> Callable:
+        return jax.jit(functools.partial(measure, task.eval_loss, **options, **stream))
+
+    derivatives = jitted(
+        diagnostics.directional_derivatives, mode="forward_over_forward"
+    )
+    scan = jitted(diagnostics.line_scan)
+    correlate = jitted(
+        diagnostics.gradient_hessian_correlation, coordinates=sizes.coordinates
+    )
+
+    def measure(step: int, state: TrainState) -> Metrics:
+        moment = at[step]
+        params = before_last_step(state, settings.trajectory)
+        updates = pseudo_directions(state)
+        derived = jax.device_get(derivatives(params, updates, batch))
+        found: dict[str, Any] = {
+            **moment._asdict(),
+            "sharpness": {name: numbers(d) for name, d in derived.items()},
+        }
+        if moment.pictured:
+            scans = jax.device_get(scan(params, updates, spacing(derived), batch))
+            found["landscape"] = {name: curve(line) for name, line in scans.items()}
+            found["momentum"] = momentum_histogram(state)
+        if step == max(at):
+            key = jax.random.key(settings.seed)
+            correlation = correlate(params, key, batch)
+            found["correlation"] = {
+                k: np.asarray(v).tolist() for k, v in correlation._asdict().items()
+            }
+        return found
+
+    return measure
+
+
+def spacing(derived: Mapping[str, diagnostics.DirectionalDerivatives]) -> Any:
+    """A fraction of each Newton step; a parabola's scan ends at twice of it.
+
+    Where the parabola has no minimum ahead, that of the farthest one.
+    """
+    best = {name: float(d.best_step) for name, d in derived.items()}
+    usable = [s for s in best.values() if 0 < s < np.inf]
+    farthest = max(usable, default=1.0)
+    return {
+        name: jnp.asarray((s if 0 < s < np.inf else farthest) / SPACINGS)
+        for name, s in best.items()
+    }
+
+
+def curve(scan: diagnostics.LineScan) -> dict[str, list[float]]:
+    """As far as the scan went."""
+    seen = ~np.isnan(scan.losses)
+    return {"steps": scan.steps[seen].tolist(), "losses": scan.losses[seen].tolist()}
+
+
+def prepare(settings: Settings) -> Task:
+    """Everything that can be refused, before any work; claims the run folder last."""
+    settings.check()
+    task = load(settings)
+    run_folder.claim(settings, task.files)
+    return task
+
+
+def cli() -> None:
+    command_line.run("sharpness", Settings, prepare, main)

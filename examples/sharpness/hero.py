@@ -1,0 +1,174 @@
+"""The README's first figure: who carries the sharpness, and what clipping them does.
+
+`python -m examples.sharpness.concentration` measures what it shows.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from examples.lab import looks, provenance, tables
+from examples.lab.optimizers import label
+from examples.lab.tables import Table
+
+Seeds = Sequence[Mapping[str, Any]]
+
+
+def write(folder: Path) -> list[Path]:
+    """Writes report.md and hero.png of the numbers in concentration.json."""
+    content = json.loads((folder / "concentration.json").read_text())
+    settings, seeds = content["settings"], content["seeds"]
+    paint = functools.partial(_paint, settings, seeds)
+    figure = tables.Figure(
+        looks.draw(folder / "hero.png", paint, (8.4, 3.7)), caption(settings, seeds)
+    )
+    report = tables.Report(
+        "Which coordinates carry the sharpness of SGD's direction",
+        f"A T5 (`{settings['init']}`) after {settings['steps']} updates of SGD on "
+        f"English-French, measured on {settings['test_size']} fixed pairs, "
+        f"{len(seeds)} seeds.",
+        [figure],
+        [_top(seeds), _along(settings, seeds)],
+        provenance.described(content["sessions"]),
+    )
+    return [report.write(folder / "report.md"), figure.path]
+
+
+def caption(settings: Mapping[str, Any], seeds: Seeds) -> str:
+    """What the figure says, in words."""
+    at = next(row for row in _means(seeds) if row["fraction"] == settings["fraction"])
+    deeper = np.mean([_decrease(s, "clipped_sgd") / _decrease(s, "sgd") for s in seeds])
+    percent = 100 * settings["fraction"]
+    return (
+        f"Left: the top {percent:g} % of the coordinates of SGD's direction carry "
+        f"{at['sharpness']:.0%} of its sharpness and {at['slope']:.0%} of its slope. "
+        f"Right: with them clipped, the direction goes {deeper:.1f} times as far down. "
+        f"Line: mean of {len(seeds)} seeds; band: lowest to highest."
+    )
+
+
+def _means(seeds: Seeds) -> list[dict[str, float]]:
+    return [
+        {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        for rows in zip(*(seed["top"] for seed in seeds), strict=True)
+    ]
+
+
+def _decrease(seed: Mapping[str, Any], name: str) -> float:
+    losses = seed["curves"][name]["losses"]
+    return losses[0] - min(losses)
+
+
+def _paint(settings: Mapping[str, Any], seeds: Seeds, figure: Figure) -> None:
+    left, right = figure.subplots(1, 2)
+    _carried(left, seeds)
+    _landscape(right, settings, seeds)
+    figure.suptitle(
+        f"A T5 on English-French after {settings['steps']} steps of SGD, "
+        f"{len(seeds)} seeds"
+    )
+
+
+def _carried(axes: Axes, seeds: Seeds) -> None:
+    fractions = [row["fraction"] for row in seeds[0]["top"]]
+    for key, colour, line in (
+        ("sharpness", "#D55E00", "-"),
+        ("slope", "#0072B2", "--"),
+        ("norm", "#555555", ":"),
+    ):
+        values = np.array([[row[key] for row in seed["top"]] for seed in seeds])
+        axes.fill_between(
+            fractions,
+            values.min(0),
+            values.max(0),
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
+        )
+        words = "squared norm" if key == "norm" else key
+        axes.plot(fractions, values.mean(0), line, color=colour, label=words)
+    axes.set(
+        xscale="log",
+        ylim=(0, 1.05),
+        xlabel="top coordinates of SGD's direction",
+        title="Which fraction of it they carry",
+    )
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend()
+
+
+def _landscape(axes: Axes, settings: Mapping[str, Any], seeds: Seeds) -> None:
+    lowest = 0.0
+    for name in seeds[0]["curves"]:
+        style, curves = looks.look(name, settings["fraction"]), []
+        ends = [seed["curves"][name]["steps"] for seed in seeds]
+        grid = np.geomspace(
+            max(steps[1] for steps in ends), min(s[-1] for s in ends), 60
+        )
+        for seed in seeds:
+            curve = seed["curves"][name]
+            change = np.array(curve["losses"]) - curve["losses"][0]
+            curves.append(np.interp(grid, curve["steps"], change))
+        band = np.array(curves)
+        axes.fill_between(
+            grid,
+            band.min(0),
+            band.max(0),
+            color=style["color"],
+            alpha=0.15,
+            linewidth=0,
+        )
+        axes.plot(grid, band.mean(0), **style)
+        lowest = min(lowest, band.min())
+    axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    axes.set(
+        xscale="log",
+        ylim=(1.1 * lowest, -0.6 * lowest),
+        xlabel="distance along the direction",
+        title="Change of the loss along it (nats per token)",
+    )
+    axes.legend()
+
+
+def _top(seeds: Seeds) -> Table:
+    return Table(
+        "What the top coordinates carry, mean over the seeds (lowest to highest)",
+        ["top coordinates", "squared norm", "slope", "sharpness"],
+        [
+            [
+                f"{100 * rows[0]['fraction']:g} %",
+                *(
+                    _spread([row[key] for row in rows], ".1%")
+                    for key in ("norm", "slope", "sharpness")
+                ),
+            ]
+            for rows in zip(*(seed["top"] for seed in seeds), strict=True)
+        ],
+    )
+
+
+def _along(settings: Mapping[str, Any], seeds: Seeds) -> Table:
+    return Table(
+        "Along each direction, mean over the seeds (lowest to highest)",
+        ["direction", "sharpness", "largest decrease of the loss"],
+        [
+            [
+                label(name, settings["fraction"]),
+                _spread([seed["sharpness"][name] for seed in seeds], ".3g"),
+                _spread([_decrease(seed, name) for seed in seeds], ".3g"),
+            ]
+            for name in seeds[0]["curves"]
+        ],
+    )
+
+
+def _spread(values: Sequence[float], spec: str) -> str:
+    return f"{np.mean(values):{spec}} ({min(values):{spec}} to {max(values):{spec}})"

@@ -1,0 +1,287 @@
+"""Summary, tables and figures of a run of `examples.sharpness`, made from its files.
+
+    summary.json      everything that the tables and the figures are made of
+    report.md         tables 3 to 6, the invariants, the landscapes in numbers
+    *.png             figures 1 and 3 (or 5 to 8), the loss reductions, the ratios
+
+`python -m examples.sharpness.report RUN` makes them again.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from examples.lab import (
+    command_line,
+    files,
+    log,
+    paper,
+    provenance,
+    run_folder,
+    tables,
+)
+from examples.lab.directions import finite_mean, ratio
+from examples.lab.optimizers import LONG_VERSION, PAPER, label
+from examples.lab.tables import Table
+from examples.sharpness import claims, plots
+from examples.tasks import by_name
+
+Line = dict[str, Any]
+Summary = dict[str, Any]
+
+
+def write(run: Path) -> list[Path]:
+    """Writes everything that the summary has data for."""
+    summary = run_folder.read_summary(run)
+    figures = plots.draw(run, summary)
+    report = tables.Report(
+        heading(summary),
+        introduction(summary),
+        figures,
+        make_tables(summary),
+        provenance.described(summary["sessions"]),
+    )
+    return [report.write(run / "report.md"), *(figure.path for figure in figures)]
+
+
+def summarise(run: Path) -> Summary:
+    """Writes summary.json, of all that has been measured so far."""
+    metrics = log.read_metrics(run)
+    lines = [line for line in metrics if "sharpness" in line]
+    if not lines:
+        raise FileNotFoundError(f"{run}: nothing has been measured there yet.")
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    diverged = [line["step"] for line in metrics if "diverged" in line]
+    epochs = {}
+    for epoch in dict.fromkeys(line["epoch"] for line in lines):
+        own = [line for line in lines if line["epoch"] == epoch]
+        pictured = next((line for line in own if line["pictured"]), None)
+        epochs[str(epoch)] = {
+            "batches": [line["batch"] for line in own],
+            "pictured": pictured and pictured["batch"],
+            "loss": finite_mean(line["sharpness"]["sgd"]["loss"] for line in own),
+            "directions": {
+                name: _of_direction(name, own, pictured) for name in own[0]["sharpness"]
+            },
+        }
+    summary = {
+        **run_folder.read_settings(run),
+        "steps": len(losses),
+        "seconds": metrics[-1]["seconds"],
+        "diverged": diverged[0] if diverged else None,
+        "train_loss": {"first": losses[0], "last": losses[-1]} if losses else None,
+        "epochs": epochs,
+        "momentum": _last(lines, "momentum"),
+        "correlation": _last(lines, "correlation"),
+    }
+    files.write_json(run / "summary.json", summary)
+    return summary
+
+
+def _last(lines: Sequence[Line], name: str) -> Any:
+    return next((line[name] for line in lines[::-1] if name in line), None)
+
+
+def _of_direction(name: str, lines: Sequence[Line], pictured: Line | None) -> Line:
+    """One direction in one epoch."""
+    measured = [line["sharpness"][name] for line in lines]
+    ratios = [
+        ratio(
+            line["sharpness"][name]["sharpness"], line["sharpness"]["sgd"]["sharpness"]
+        )
+        for line in lines
+    ]
+    known = [r for r in ratios if r is not None]
+    row: Line = {
+        "sharpness": [m["sharpness"] for m in measured],
+        "slope": [m["slope"] for m in measured],
+        "ratios": ratios,
+        "ratio": float(np.mean(known)) if known else None,
+    }
+    if pictured:
+        curve = pictured["landscape"][name]
+        lowest = int(np.argmin(curve["losses"]))
+        decrease = curve["losses"][0] - curve["losses"][lowest]
+        predicted = pictured["sharpness"][name]["predicted_decrease"]
+        row |= {
+            "lowest_step": curve["steps"][lowest],
+            "decrease": decrease,
+            "rho": decrease / predicted if predicted else None,
+            "curve": curve,
+        }
+    return row
+
+
+def heading(summary: Summary) -> str:
+    settings = summary["settings"]
+    driver = label(settings["trajectory"], 0)
+    task = by_name.TITLES[settings["task"]]
+    return f"Directional sharpness: {task}, trajectory of {driver}"
+
+
+def introduction(summary: Summary) -> str:
+    """What was run, in a few sentences."""
+    settings = summary["settings"]
+    end = (
+        f" The run diverged at step {summary['diverged']}; what was measured before is "
+        "shown."
+        if summary["diverged"] is not None
+        else ""
+    )
+    return (
+        f"From `{settings['init']}`, after {settings['adapting_steps']} steps of Adam; "
+        f"learning rate {settings['learning_rate']:g}, "
+        f"{settings['batches_per_epoch']} batches of {settings['batch_size']} an "
+        f"epoch, seed {settings['seed']}, measured on {settings['test_size']} fixed "
+        f"examples; {summary['seconds'] / 60:.0f} minutes.{end}"
+    )
+
+
+def make_tables(summary: Summary) -> list[Table]:
+    """Everything in numbers."""
+    settings, epochs = summary["settings"], summary["epochs"]
+    theirs = paper.reported(settings)
+    rows = []
+    for epoch, cell in epochs.items():
+        rows.append(
+            [f"epoch {epoch}, ours", *(_mean(cell, name) for name in paper.COLUMNS)]
+        )
+        rows.append(
+            ["lowest to highest", *(_range(cell, name) for name in paper.COLUMNS)]
+        )
+        if int(epoch) in theirs:
+            published = theirs[int(epoch)]
+            rows.append(
+                [
+                    f"epoch {epoch}, the paper's",
+                    *(f"{published[n]:.3g}" for n in paper.COLUMNS),
+                ]
+            )
+    found = [
+        Table(
+            "Ratio to the sharpness of SGD's direction, mean over the measured batches",
+            ["", *(label(name, settings["fraction"]) for name in paper.COLUMNS)],
+            rows,
+        ),
+        _invariants(summary),
+        Table(
+            "The same of the longer version's optimizers",
+            ["", *(label(name, settings["fractions"][name]) for name in LONG_VERSION)],
+            [
+                [f"epoch {epoch}", *(_mean(cell, name) for name in LONG_VERSION)]
+                for epoch, cell in epochs.items()
+            ],
+        ),
+        Table(
+            "Sharpness itself, mean over the measured batches",
+            ["", *(label(name, settings["fraction"]) for name in PAPER), "loss"],
+            [
+                [
+                    f"epoch {epoch}",
+                    *(
+                        f"{finite_mean(cell['directions'][name]['sharpness']):.4g}"
+                        for name in PAPER
+                    ),
+                    f"{cell['loss']:.3f}",
+                ]
+                for epoch, cell in epochs.items()
+            ],
+        ),
+        _landscapes(summary),
+    ]
+    if summary["correlation"]:
+        found.append(_correlation(summary))
+    return found
+
+
+def _invariants(summary: Summary) -> Table:
+    epochs = summary["epochs"]
+    found = {epoch: claims.holding(cell) for epoch, cell in epochs.items()}
+    return Table(
+        "What holds in all of the paper's tables: here, of the means (and of how many "
+        "batches)",
+        ["", *(f"epoch {epoch}" for epoch in epochs)],
+        [
+            [
+                one.claim,
+                *(
+                    f"{'yes' if mean else 'NO'} ({sum(batches)}/{len(batches)})"
+                    for mean, batches in (found[epoch][i] for epoch in epochs)
+                ),
+            ]
+            for i, one in enumerate(paper.INVARIANTS)
+        ],
+    )
+
+
+def _landscapes(summary: Summary) -> Table:
+    settings, epochs = summary["settings"], summary["epochs"]
+    rows = []
+    for name in (*PAPER, *LONG_VERSION):
+        row = [label(name, settings["fractions"][name])]
+        for cell in epochs.values():
+            of = cell["directions"][name]
+            rho = "-" if of.get("rho") is None else f"{of['rho']:.2f}"
+            row.append(
+                f"{of['decrease']:.3g} at {of['lowest_step']:.3g} ({rho})"
+                if "decrease" in of
+                else "-"
+            )
+        rows.append(row)
+    return Table(
+        "Local loss reduction, the step to it, and (reduction / parabola's), one batch",
+        ["", *(f"epoch {epoch}" for epoch in epochs)],
+        rows,
+    )
+
+
+def _correlation(summary: Summary) -> Table:
+    found = summary["correlation"]
+    return Table(
+        "Do large gradient coordinates have large curvature? |g_i| against |H_ii| of "
+        f"{summary['settings']['coordinates']} random coordinates at the end, with "
+        "95 % intervals",
+        ["", "correlation", "from", "to"],
+        [
+            [name, *(_number(x) for x in (found[key], *found[f"{key}_interval"]))]
+            for name, key in (
+                ("Pearson, of the logarithms", "pearson"),
+                ("Spearman, of the ranks", "spearman"),
+            )
+        ],
+    )
+
+
+def _number(x: float | None) -> str:
+    return "-" if x is None else f"{x:.2f}"
+
+
+def _mean(cell: Mapping[str, Any], name: str) -> str:
+    mean = cell["directions"][name]["ratio"]
+    return "-" if mean is None else f"**{mean:.3g}**"
+
+
+def _range(cell: Mapping[str, Any], name: str) -> str:
+    ratios = [r for r in cell["directions"][name]["ratios"] if r is not None]
+    return f"{min(ratios):.2g} to {max(ratios):.2g}" if ratios else "-"
+
+
+def remake(run: Path) -> list[Path]:
+    """Makes the report and the figures again, the summary too where its log is."""
+    made = []
+    if files.exist(run / "metrics.jsonl"):
+        summarise(run)
+        made.append(run / "summary.json")
+    return [*made, *write(run)]
+
+
+def main(run: tyro.conf.Positional[Path]) -> None:
+    """Makes the summary, the report and the figures of a run again."""
+    print("\n".join(map(str, remake(run))))
+
+
+if __name__ == "__main__":
+    command_line.report("sharpness.report", main)

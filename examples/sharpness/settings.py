@@ -1,0 +1,181 @@
+"""Sizes and settings of the sharpness experiment, and at which steps it measures."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from examples.lab import paper, run_folder
+from examples.lab.optimizers import (
+    LONG_VERSION,
+    LONG_VERSION_FRACTION,
+    PAPER,
+    check_fraction,
+    check_rate,
+)
+from examples.tasks import by_name
+
+
+class Preset(NamedTuple):
+    """Sizes of the experiment; an epoch is so many batches of the same examples."""
+
+    measured_epochs: tuple[int, ...]
+    batches_per_epoch: int
+    measured_batches: int  # of each measured epoch
+    batch_size: int
+    test_size: int  # examples in the fixed batch
+    part: int  # examples in memory at a time
+    max_length: int  # tokens
+    coordinates: int  # in the correlation of gradient and Hessian
+    adapting_steps: int  # of Adam, before anything is measured
+    rates: Mapping[str, float]  # learning rates that drive the trajectories
+
+    @property
+    def adapting_batch(self) -> int:
+        """Examples in a batch of Adam's."""
+        return min(16, self.batch_size)
+
+
+SPACINGS = 8  # of a scan, from its start to the Newton step
+_SWEPT = {"sgd": 0.1, "adam": 3.16e-4}  # examples/results/learning_rates.json
+
+PRESETS = {
+    "tiny": Preset(
+        measured_epochs=(1, 2),
+        batches_per_epoch=2,
+        measured_batches=1,
+        batch_size=4,
+        test_size=4,
+        part=2,
+        max_length=20,
+        coordinates=8,
+        adapting_steps=1,
+        rates=_SWEPT,
+    ),
+    "laptop": Preset(
+        measured_epochs=paper.EPOCHS,
+        batches_per_epoch=10,
+        measured_batches=5,
+        batch_size=128,
+        test_size=64,
+        part=16,
+        max_length=40,
+        coordinates=64,
+        # The paper's t5-small had learnt translation before; ours has to be taught. The
+        # encoders' pretraining was their task.
+        adapting_steps=400,
+        rates=_SWEPT,
+    ),
+    "paper": Preset(
+        measured_epochs=paper.EPOCHS,
+        batches_per_epoch=10,
+        measured_batches=5,
+        batch_size=1024,
+        test_size=1024,
+        part=16,
+        max_length=512,
+        coordinates=256,
+        adapting_steps=0,
+        rates=paper.TRAJECTORY_RATES,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(by_name.Choice):
+    """Measures directional sharpness along one trajectory."""
+
+    trajectory: Literal["sgd", "adam"] = "sgd"
+    """The optimizer that moves the parameters."""
+    preset: Literal["tiny", "laptop", "paper"] = "laptop"
+    """Sizes: seconds, half an hour on two cores, or the paper's own on a GPU."""
+    learning_rate: float | None = None
+    """Of the trajectory; without it, that of the preset."""
+    fraction: float = 0.05
+    """Fraction of the coordinates to clip in the paper's seven, in [0, 1)."""
+    batch_size: int | None = None
+    """Examples in a batch; without it, that of the preset."""
+    seed: int = 0
+    run: Path | None = None
+    """The run folder; without it, runs/sharpness/TASK-TRAJECTORY."""
+    save_every: int = 10
+    """Steps between checkpoints."""
+    resume: bool = False
+    """Continue the run in that folder."""
+
+    def check(self) -> None:
+        """Refuses what no run can mean, in one sentence."""
+        check_fraction(self.fraction)
+        check_rate(self.learning_rate)
+        run_folder.check_counts(self)
+        sizes = self.sizes()
+        if sizes.batch_size % sizes.part:
+            raise ValueError(
+                f"--batch-size must be a multiple of {sizes.part}, which are in memory "
+                f"at a time; got {sizes.batch_size}."
+            )
+
+    def sizes(self) -> Preset:
+        sizes = PRESETS[self.preset]
+        return sizes._replace(
+            batch_size=self.batch_size or sizes.batch_size,
+            adapting_steps=sizes.adapting_steps if self.task == "translation" else 0,
+        )
+
+    def rate(self) -> float:
+        return self.learning_rate or self.sizes().rates[self.trajectory]
+
+    def folder(self) -> Path:
+        name = f"{self.task}-{self.trajectory}"
+        return self.run or Path("runs/sharpness") / name
+
+    def fractions(self) -> dict[str, float]:
+        """What each optimizer clips."""
+        return {
+            **dict.fromkeys(PAPER, self.fraction),
+            **dict.fromkeys(LONG_VERSION, LONG_VERSION_FRACTION),
+        }
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the numbers."""
+        fields = dataclasses.asdict(self)
+        for name in ("run", "save_every", "resume"):
+            del fields[name]
+        return {
+            **fields,
+            **self.sizes()._asdict(),
+            "init": self.checkpoint(),
+            "rates": None,
+            "learning_rate": self.rate(),
+            "fractions": self.fractions(),
+        }
+
+
+class Moment(NamedTuple):
+    """A batch of an epoch, both counted from 1, after whose gradient to measure."""
+
+    epoch: int
+    batch: int
+    pictured: bool  # with the landscape
+
+
+def moments(settings: Settings) -> dict[int, Moment]:
+    """By the number of updates that were made then.
+
+    The batches of an epoch are drawn at random, like the paper's; the one that the
+    paper's figure shows is among them.
+    """
+    sizes = settings.sizes()
+    pictured = paper.PICTURED_BATCHES.get((settings.task, settings.trajectory), {})
+    found = {}
+    for epoch in sizes.measured_epochs:
+        random = np.random.default_rng((settings.seed, epoch))
+        drawn = random.permutation(sizes.batches_per_epoch) + 1
+        first = min(pictured.get(epoch, drawn[0]), sizes.batches_per_epoch)
+        rest = drawn[drawn != first][: sizes.measured_batches - 1]
+        for batch in sorted(map(int, [first, *rest])):
+            step = (epoch - 1) * sizes.batches_per_epoch + batch
+            found[step] = Moment(epoch, batch, pictured=batch == first)
+    return found

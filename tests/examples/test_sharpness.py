@@ -1,0 +1,246 @@
+"""The first paper's experiment at its smallest, and the paper's own numbers."""
+
+import dataclasses
+import json
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from examples.lab import log, paper, steps
+from examples.lab.directions import with_pseudo_updates
+from examples.lab.optimizers import LONG_VERSION, PAPER
+from examples.sharpness import experiment as sharpness
+from examples.sharpness import report as sharpness_report
+from examples.sharpness.claims import holding
+from examples.sharpness.prediction import predict
+from examples.sharpness.settings import Settings, moments
+from optax_clip import diagnostics
+
+FILES = {
+    "settings.json",
+    "metrics.jsonl",
+    "summary.json",
+    "report.md",
+    "ratios.png",
+    "landscape.png",
+    "reductions.png",
+    "momentum.png",
+}
+
+
+@pytest.fixture(scope="module")
+def start(micro_t5, start_program):
+    def start(run, *flags):
+        words = f"--preset=tiny --init={micro_t5} --run={run} --save-every=1".split()
+        return start_program("examples.sharpness", *words, *flags)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory):
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    process = start(run)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return run
+
+
+def _measured(run):
+    return [x for x in log.read_metrics(run) if "sharpness" in x]
+
+
+def test_a_run_leaves_tables_and_figures(finished):
+    assert {path.name for path in finished.iterdir()} >= FILES
+    page = (finished / "report.md").read_text()
+    assert page.count("![") == 4
+    for text in ("Adam's update, 50 % clipped", "Spearman", "epoch 2"):
+        assert text in page
+
+
+def test_every_direction_is_measured_at_the_moments_of_the_protocol(finished):
+    lines = _measured(finished)
+    assert [x["epoch"] for x in lines] == [1, 2]
+    for line in lines:
+        assert set(line["sharpness"]) == {*PAPER, *LONG_VERSION}
+        assert set(line["landscape"]) == {*PAPER, *LONG_VERSION}
+        assert line["step"] == (line["epoch"] - 1) * 2 + line["batch"]
+    assert "correlation" in lines[-1]
+
+
+def test_the_summary_averages_ratios_and_not_sharpnesses(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    for line in _measured(finished):
+        cell = summary["epochs"][str(line["epoch"])]["directions"]
+        of_sgd = abs(line["sharpness"]["sgd"]["sharpness"])
+        for name, row in cell.items():
+            expected = line["sharpness"][name]["sharpness"] / of_sgd
+            assert row["ratio"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_report_is_made_again_from_the_files_alone(finished):
+    names = ("summary.json", "report.md")
+    before = {finished / name: (finished / name).read_bytes() for name in names}
+    for path in before:
+        path.unlink()
+    sharpness_report.main(finished)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_killed_run_resumes_to_the_same_numbers(start, finished, tmp_path):
+    run = tmp_path / "run"
+    process = start(run)
+    while not _measured(run):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = start(run, "--resume")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    for ours, theirs in zip(_measured(run), _measured(finished), strict=True):
+        assert ours["sharpness"] == theirs["sharpness"]
+        assert ours["momentum"] == theirs["momentum"]
+
+
+def test_a_diverged_run_is_recorded_and_keeps_what_it_measured(finished, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = log.read_metrics(finished)
+    until = next(i for i, line in enumerate(lines) if "sharpness" in line) + 1
+    lines = [*lines[:until], {"step": 2, "diverged": "nan", "seconds": 9.0}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run / "metrics.jsonl").write_text(text)
+    (run / "settings.json").write_bytes((finished / "settings.json").read_bytes())
+    sharpness_report.main(run)
+    assert "The run diverged at step 2" in (run / "report.md").read_text()
+    assert list(json.loads((run / "summary.json").read_text())["epochs"]) == ["1"]
+
+
+def test_memory_and_time_are_predicted_from_shapes(micro_t5):
+    settings = Settings(preset="tiny", init=str(micro_t5))
+    task = sharpness.load(settings)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.params))
+    found = predict(settings, task)
+    # The parameters, 12 updates, 13 moments (Adam's in pairs), SGD's own, and the rows
+    # and columns of both Adafactors and a few numbers, which are small.
+    assert 27 * 4 * parameters < found.state_bytes < 28 * 4 * parameters
+    gradients = 4 * 4 + 4 * 1  # rows: 4 updates, and one of Adam
+    directions = 12 * 4 * 2  # rows: at two moments
+    scans, products = directions * 17, 8 * 4
+    rows = 6 * gradients + 12 * directions + 2 * scans + 12 * products
+    assert found.flops == rows * 40 * parameters
+
+
+def test_the_papers_own_sizes_are_those_of_a_program(micro_t5):
+    """A step, its gradient in parts, and a measurement, in shapes alone."""
+    settings = Settings(preset="paper", init=str(micro_t5))
+    sizes = settings.sizes()
+    task = sharpness.load(dataclasses.replace(settings, preset="tiny"))
+    optimizer = with_pseudo_updates("sgd", 1e-3, settings.fractions())
+    shape = jax.ShapeDtypeStruct((sizes.batch_size, sizes.max_length), jnp.int32)
+    batch = {"source": shape, "target": shape}
+    state = jax.eval_shape(
+        lambda p: steps.TrainState(p, optimizer.init(p)), task.params
+    )
+    microbatches = steps.Microbatches(sizes.batch_size // sizes.part, task.weight)
+    step = steps.train_step(task.train_loss, optimizer, microbatches=microbatches)
+    after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert metrics["loss"].shape == ()
+    derived = jax.eval_shape(
+        lambda p, u, b: diagnostics.directional_derivatives(
+            task.eval_loss, p, u, b, microbatches=64, weight=task.weight
+        ),
+        state.params,
+        after.opt_state["pseudo"].updates,
+        batch,
+    )
+    assert set(derived) == {*PAPER, *LONG_VERSION}
+
+
+@pytest.mark.parametrize("task", ["translation", "masked_lm"])
+@pytest.mark.parametrize("trajectory", ["sgd", "adam"])
+def test_five_batches_of_each_epoch_are_measured_the_pictured_one_among_them(
+    task, trajectory
+):
+    settings = Settings(task=task, trajectory=trajectory)
+    found = moments(settings)
+    for epoch, batch in paper.PICTURED_BATCHES[task, trajectory].items():
+        own = [m for m in found.values() if m.epoch == epoch]
+        assert len({m.batch for m in own}) == 5
+        assert [m.batch for m in own if m.pictured] == [batch]
+    assert all(step == 10 * (m.epoch - 1) + m.batch for step, m in found.items())
+    assert found != moments(dataclasses.replace(settings, seed=1))
+
+
+def test_the_papers_tables_obey_what_is_said_to_hold_in_all_of_them():
+    for table in paper.RATIOS.values():
+        assert tuple(table) == paper.EPOCHS
+        for ratios in table.values():
+            assert len(paper.INVARIANTS) == 8
+            assert all(one.holds(ratios) for one in paper.INVARIANTS)
+
+
+def test_an_invariant_fails_where_the_order_is_another():
+    ratios = dict(paper.RATIOS["translation", "sgd"][2])
+    swapped = ratios | {"adam": ratios["sgd" if "sgd" in ratios else "clipped_sgd"]}
+    failing = [one.claim for one in paper.INVARIANTS if not one.holds(swapped)]
+    assert failing == ["Adam is below clipped normalized SGD"]
+
+
+def test_what_is_not_finite_holds_nowhere():
+    directions = {name: {"ratio": 0.1, "ratios": [0.1, None]} for name in paper.COLUMNS}
+    found = holding({"batches": [1, 2], "directions": directions})
+    assert [batches[1] for _, batches in found] == [False] * 8
+
+
+def test_a_gradient_in_microbatches_is_that_of_the_whole_batch(rng):
+    params = {"w": jnp.asarray(rng.normal(size=3), jnp.float32)}
+    batch = {"x": rng.normal(size=(6, 3)), "n": np.array([1, 2, 3, 1, 4, 1])}
+
+    def loss(params, batch, key):
+        del key
+        each = jnp.tanh(batch["x"] @ params["w"]) ** 2
+        return jnp.sum(each * batch["n"]) / jnp.sum(batch["n"])
+
+    microbatches = steps.Microbatches(3, lambda batch: jnp.sum(batch["n"]))
+    key = jax.random.key(0)
+    whole = jax.value_and_grad(loss)(params, batch, key)
+    ours = steps._accumulated(loss, microbatches)(params, batch, key)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
+        # Roundings of the largest entry, as the parts of a small one cancel.
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * float(jnp.max(abs(b))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"fraction": 1.0}, r"--fraction must be in \[0, 1\); got 1.0"),
+        ({"learning_rate": -1.0}, "--learning-rate must be positive; got -1.0"),
+        ({"batch_size": 3}, "--batch-size must be a multiple of 2, .* got 3"),
+        ({"batch_size": 4_000}, "expected at least 8,000 training examples"),
+        ({"task": "masked_lm", "pairs": "x.tsv"}, "--pairs and --dataset are for tra"),
+        ({"documents": "x.txt"}, "--documents is for language models"),
+        ({"init": "nowhere/at/all"}, "expected a folder with config.json"),
+        ({"resume": True}, "holds no run to resume"),
+    ],
+)
+def test_what_no_run_can_mean_is_refused_before_any_work(
+    micro_t5, tmp_path, changes, sentence
+):
+    settings = Settings(preset="tiny", init=str(micro_t5), run=tmp_path / "run")
+    with pytest.raises((ValueError, OSError), match=sentence):
+        sharpness.prepare(dataclasses.replace(settings, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_other_settings_is_refused(micro_t5, tmp_path):
+    settings = Settings(preset="tiny", init=str(micro_t5), run=tmp_path / "run")
+    sharpness.prepare(settings)
+    with pytest.raises(FileExistsError, match="seed: 0 there, 1 here"):
+        sharpness.prepare(dataclasses.replace(settings, seed=1, resume=True))

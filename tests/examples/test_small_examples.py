@@ -1,0 +1,106 @@
+"""The one-screen examples do what they say; found by their `main` without arguments."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SMALL = sorted(
+    path.stem
+    for path in EXAMPLES.glob("*.py")
+    if re.search(r"^def main\(\) ->", path.read_text(), re.MULTILINE)
+)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """What an example writes goes to a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def main(name):
+    return importlib.import_module(f"examples.{name}").main()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_example_fits_a_screen_and_names_its_command(name):
+    text = (EXAMPLES / f"{name}.py").read_text()
+    assert text.count("\n") <= 62
+    assert f"`python -m examples.{name}`" in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_printed_losses_fall(name, capsys):
+    result = main(name)
+    printed = capsys.readouterr().out
+    losses = re.findall(r"loss ([\d.]+) -> ([\d.]+)", printed)
+    assert losses, printed
+    for before, after in losses:
+        assert float(after) < float(before) / 20
+    if check := CHECKS.get(name):
+        check(result)
+
+
+def check_nnx_loop(losses):
+    assert losses["SGD, 5 % clipped"] < losses["SGD"]
+
+
+def check_fraction_schedule(result):
+    fractions, clipped, compilations = result
+    assert compilations == 1
+    expected = np.maximum(0.2 * (1 - np.arange(len(fractions)) / 100), 0)
+    np.testing.assert_allclose(fractions, expected, atol=1e-6)
+    # Of 256 coordinates, at most the asked share, and less only by ties or rounding.
+    assert np.all(np.asarray(clipped) <= expected + 1e-6)
+    assert np.all(np.asarray(clipped) > expected - 2 / 256)
+
+
+def check_partition_groups(result):
+    inside, outside = jax.device_get(result)
+    assert inside["0/matrix/clipped_fraction"] == pytest.approx(0.05, abs=1e-4)
+    assert inside["1/vector/clipped_fraction"] == 0.25
+    assert inside["0/matrix/threshold"] != inside["1/vector/threshold"]
+    assert outside.keys() == {"threshold", "clipped_fraction"}
+    assert outside["clipped_fraction"] == pytest.approx(0.05, abs=1e-4)
+
+
+def check_log_clip_metrics(_):
+    lines = Path("runs/log_clip_metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in lines]
+    assert [line["update"] for line in lines] == list(range(1, 101))
+    # One of two coordinates less where words of equal count tie at the threshold.
+    assert all(0.03 < line["clipped_fraction"] <= 13 / 256 for line in lines)
+    assert len({line["threshold"] for line in lines}) == len(lines)
+
+
+def check_monitor(_):
+    lines = Path("runs/monitor/metrics.jsonl").read_text().splitlines()
+    first = [json.loads(line) for line in lines[:3]]
+    assert [line["diagnostic"] for line in first] == ["sharpness", "norm", "update"]
+    assert all("compiled_in" in line for line in first)
+    assert first[1]["value"].keys() == {"hidden", "head"}
+    assert sum(first[2]["value"]["counts"]) + first[2]["value"]["below"] == 257 * 64
+
+
+CHECKS = {
+    name.removeprefix("check_"): check
+    for name, check in list(globals().items())
+    if name.startswith("check_")
+}
+
+
+def test_the_log_waits_for_the_device_once_in_twenty_updates(monkeypatch):
+    fetched = []
+    fetch = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(len(x)) or fetch(x))
+    main("log_clip_metrics")
+    assert fetched == [20] * 5
+
+
+def test_every_check_has_an_example():
+    assert CHECKS.keys() <= set(SMALL)
