@@ -47,8 +47,8 @@ def main() -> tuple[list[float], list[float], int]:
         clipped.append(optax_clip.clip_metrics(opt_state)["clipped_fraction"])
         if step % 20 == 0:
             print(f"{step:3}: fraction {fractions[-1]:.2f}, clipped {clipped[-1]:.3f}")
-    print(f"loss {np.mean(losses[:10]):.2f} -> {np.mean(losses[-10:]):.4f}")
     print(f"compilations of the step: {compilations}")
+    print(f"loss {np.mean(losses[:10]):.2f} -> {np.mean(losses[-10:]):.4f}")
     return jax.device_get(fractions), jax.device_get(clipped), compilations
 
 

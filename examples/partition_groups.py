@@ -39,9 +39,9 @@ def train(name: str, optimizer: optax.GradientTransformation) -> dict[str, jax.A
     for step in range(200):
         params, opt_state, value = train_step(params, opt_state, step)
         losses.append(value)
-    print(f"{name}: loss {np.mean(losses[:10]):.2f} -> {np.mean(losses[-10:]):.4f}")
     metrics = optax_clip.clip_metrics(opt_state)
-    print(*(f"  last {key} {value:.3g}" for key, value in metrics.items()), sep="\n")
+    print(*(f"last {key} {value:.3g}" for key, value in metrics.items()), sep="\n")
+    print(f"{name}: loss {np.mean(losses[:10]):.2f} -> {np.mean(losses[-10:]):.4f}")
     return metrics
 
 

@@ -48,7 +48,8 @@ def check_leaves(tree: Any, caller: str, *, real: bool = False) -> None:
 def accumulator(tree: Any) -> jnp.dtype:
     """Returns the dtype in which sums over the tree are taken: at least float32."""
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
-    return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
 def tree_vdot(a: Any, b: Any) -> jax.Array:

@@ -2,7 +2,8 @@ r"""Is this update any good, and why? Measurements along update directions.
 
 Everything is a pure function ``f(loss, params, direction, *args)`` of a scalar loss,
 the parameters, a direction like the parameters (an update, a gradient, a momentum) and
-the batch. Jit it, scan it, shard it; nothing is flattened, nothing is captured.
+the batch. Jit it, scan it, shard it, or call it as it is: then it compiles once for a
+loss and its shapes.
 
 .. code-block:: text
 
@@ -12,10 +13,39 @@ the batch. Jit it, scan it, shard it; nothing is flattened, nothing is captured.
                      \__________|_______________________/
                         directional_derivatives            loss_along, line_scan
 
-A direction may be a mapping from names to directions; then one compiled loop measures
-all of them and returns a mapping. A batch that is too large is cut with
-``microbatches=``; batches that come from an iterator are averaged by
-`mean_over_batches`, because everything above is linear in the loss.
+==================================  ==================================================
+question                            functions
+==================================  ==================================================
+How steep, how sharp is it?         `directional_derivatives`, `directional_sharpness`
+Which update is better?             `sharpness_table`, `paired_differences`
+What is further along it?           `loss_along`, `line_scan`
+How far should it go?               `minimize_along`, `critical_sharpness`
+Which blocks or coordinates do it?  `split_sharpness`, `masked_sharpness`,
+                                    `top_coordinates`, `mask_persistence`
+How large are coordinates?          `coordinate_histogram`, `coordinate_quantiles`
+What is the Hessian like?           `hessian_diagonal`, `hessian_diagonal_at`,
+                                    `sample_coordinates`, `take_coordinates`,
+                                    `block_eigenvalues`
+Do gradient and Hessian go          `gradient_hessian_correlation`,
+together?                           `magnitude_correlation`
+How unequal are the blocks?         `block_norms`, `heterogeneity`,
+                                    `hessian_complexity`, `sharpness_bound`
+How sure is that?                   `mean_over_batches`, `check_deterministic`
+==================================  ==================================================
+
+**One direction or several.** A direction is a pytree of the structure of `params`, and
+gives one result. Anything else must be a mapping of names to such pytrees, and gives a
+dictionary: one compiled loop measures all of them.
+
+**Large batches.** A batch that is too large is cut with ``microbatches=``; batches that
+come from an iterator are averaged by `mean_over_batches`.
+
+**Outside of jit.** The first call compiles; later calls with the same loss *object*,
+the same shapes and the same other arguments do not. Define the loss once and pass what
+changes as arrays: a function that is made anew compiles anew (and is forgotten with
+its program as soon as nobody holds it). What is no array, such as a mode, a config or a
+Python number, belongs to the program. A loss that reads a global variable is compiled
+with its value of the first call.
 
 >>> import jax.numpy as jnp
 >>> from optax_clip import diagnostics
@@ -23,71 +53,83 @@ all of them and returns a mapping. A batch that is too large is cut with
 >>> x, a = jnp.array([2.0, 1.0]), jnp.array([1.0, 4.0])
 >>> updates = {"sgd": -a * x, "sign": -jnp.sign(x)}
 >>> for name, d in diagnostics.directional_derivatives(loss, x, updates, a).items():
-...     print(f"{name:4} sharpness {d.curvature:.1f}, best step {d.best_step:.2f}")
-sgd  sharpness 3.4, best step 1.32
-sign sharpness 2.5, best step 1.70
+...     print(f"{name:4} sharpness {d.sharpness:.1f}, Newton step {d.newton_step:.2f}")
+sgd  sharpness 3.4, Newton step 1.32
+sign sharpness 2.5, Newton step 1.70
 """
 
-from optax_clip.diagnostics._partition import Stacked as Stacked
-from optax_clip.diagnostics._streaming import mean_over_batches as mean_over_batches
-from optax_clip.diagnostics.blocks import BlockNorm as BlockNorm
-from optax_clip.diagnostics.blocks import Complexity as Complexity
-from optax_clip.diagnostics.blocks import Heterogeneity as Heterogeneity
-from optax_clip.diagnostics.blocks import block_norms as block_norms
-from optax_clip.diagnostics.blocks import (
-    hessian_complexity as hessian_complexity,
+from optax_clip.diagnostics._blocks import BlockNorm, Stacked, block_norms
+from optax_clip.diagnostics._coordinates import (
+    Coordinates,
+    Persistence,
+    mask_persistence,
+    sample_coordinates,
+    take_coordinates,
+    top_coordinates,
 )
-from optax_clip.diagnostics.blocks import heterogeneity as heterogeneity
-from optax_clip.diagnostics.blocks import sharpness_bound as sharpness_bound
-from optax_clip.diagnostics.coordinates import (
-    CoordinateHistogram as CoordinateHistogram,
+from optax_clip.diagnostics._correlation import (
+    Correlation,
+    gradient_hessian_correlation,
+    magnitude_correlation,
 )
-from optax_clip.diagnostics.coordinates import (
-    coordinate_histogram as coordinate_histogram,
+from optax_clip.diagnostics._decomposition import (
+    MaskedSharpness,
+    SharpnessPart,
+    masked_sharpness,
+    split_sharpness,
 )
-from optax_clip.diagnostics.coordinates import (
-    coordinate_quantiles as coordinate_quantiles,
+from optax_clip.diagnostics._derivatives import (
+    DirectionalDerivatives,
+    SharpnessRow,
+    directional_derivatives,
+    directional_sharpness,
+    sharpness_table,
 )
-from optax_clip.diagnostics.correlation import Correlation as Correlation
-from optax_clip.diagnostics.correlation import (
-    gradient_hessian_correlation as gradient_hessian_correlation,
+from optax_clip.diagnostics._determinism import check_deterministic
+from optax_clip.diagnostics._distribution import (
+    CoordinateHistogram,
+    coordinate_histogram,
+    coordinate_quantiles,
 )
-from optax_clip.diagnostics.correlation import (
-    magnitude_correlation as magnitude_correlation,
+from optax_clip.diagnostics._eigenvalues import BlockEigenvalues, block_eigenvalues
+from optax_clip.diagnostics._hessian_diagonal import (
+    hessian_diagonal,
+    hessian_diagonal_at,
 )
-from optax_clip.diagnostics.determinism import (
-    check_deterministic as check_deterministic,
+from optax_clip.diagnostics._heterogeneity import (
+    Complexity,
+    Heterogeneity,
+    hessian_complexity,
+    heterogeneity,
+    sharpness_bound,
 )
-from optax_clip.diagnostics.diagonal import Coordinates as Coordinates
-from optax_clip.diagnostics.diagonal import hessian_diagonal as hessian_diagonal
-from optax_clip.diagnostics.diagonal import hessian_diagonal_at as hessian_diagonal_at
-from optax_clip.diagnostics.diagonal import sample_coordinates as sample_coordinates
-from optax_clip.diagnostics.diagonal import take_coordinates as take_coordinates
-from optax_clip.diagnostics.landscape import LineScan as LineScan
-from optax_clip.diagnostics.landscape import line_scan as line_scan
-from optax_clip.diagnostics.landscape import loss_along as loss_along
-from optax_clip.diagnostics.landscape import loss_on_plane as loss_on_plane
-from optax_clip.diagnostics.sharpness import (
-    DirectionalDerivatives as DirectionalDerivatives,
+from optax_clip.diagnostics._landscape import LineScan, line_scan, loss_along
+from optax_clip.diagnostics._problem import ForwardOptions, Options
+from optax_clip.diagnostics._step_sizes import (
+    CriticalSharpness,
+    LineMinimum,
+    critical_sharpness,
+    minimize_along,
 )
-from optax_clip.diagnostics.sharpness import (
-    directional_derivatives as directional_derivatives,
+from optax_clip.diagnostics._streaming import (
+    BatchMean,
+    mean_over_batches,
+    paired_differences,
 )
-from optax_clip.diagnostics.sharpness import (
-    directional_sharpness as directional_sharpness,
-)
-from optax_clip.diagnostics.spectrum import BlockEigenvalues as BlockEigenvalues
-from optax_clip.diagnostics.spectrum import block_eigenvalues as block_eigenvalues
-from optax_clip.diagnostics.splits import MaskedSharpness as MaskedSharpness
-from optax_clip.diagnostics.splits import Persistence as Persistence
-from optax_clip.diagnostics.splits import SharpnessPart as SharpnessPart
-from optax_clip.diagnostics.splits import mask_persistence as mask_persistence
-from optax_clip.diagnostics.splits import masked_sharpness as masked_sharpness
-from optax_clip.diagnostics.splits import split_sharpness as split_sharpness
-from optax_clip.diagnostics.splits import top_coordinates as top_coordinates
-from optax_clip.diagnostics.steps import BestStep as BestStep
-from optax_clip.diagnostics.steps import CriticalSharpness as CriticalSharpness
-from optax_clip.diagnostics.steps import best_step as best_step
-from optax_clip.diagnostics.steps import critical_sharpness as critical_sharpness
-from optax_clip.diagnostics.table import SharpnessRow as SharpnessRow
-from optax_clip.diagnostics.table import sharpness_table as sharpness_table
+
+# fmt: off
+__all__ = [
+    "BatchMean", "BlockEigenvalues", "BlockNorm", "Complexity",
+    "CoordinateHistogram", "Coordinates", "Correlation", "CriticalSharpness",
+    "DirectionalDerivatives", "ForwardOptions", "Heterogeneity", "LineMinimum",
+    "LineScan", "MaskedSharpness", "Options", "Persistence", "SharpnessPart",
+    "SharpnessRow", "Stacked", "block_eigenvalues", "block_norms",
+    "check_deterministic", "coordinate_histogram", "coordinate_quantiles",
+    "critical_sharpness", "directional_derivatives", "directional_sharpness",
+    "gradient_hessian_correlation", "hessian_complexity", "hessian_diagonal",
+    "hessian_diagonal_at", "heterogeneity", "line_scan", "loss_along",
+    "magnitude_correlation", "mask_persistence", "masked_sharpness",
+    "mean_over_batches", "minimize_along", "paired_differences",
+    "sample_coordinates", "sharpness_bound", "sharpness_table", "split_sharpness",
+    "take_coordinates", "top_coordinates",
+]

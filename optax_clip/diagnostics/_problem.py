@@ -1,32 +1,158 @@
-"""What every measurement along directions shares: one checked, unit-free problem.
+"""What every measurement shares: one checked problem, and a program made once for it.
 
-A public function checks its input once and then works on a `Problem`: a loss that is
-known to be scalar, parameters restricted to those that matter, and unit directions by
-name, of which only one is in memory at a time.
+A public function checks its input once and states a `Problem`: a loss, the parameters
+restricted to those that matter, and directions by name, of which only one at a time is
+in memory as a unit vector. `Problem.run` then calls the function that measures: as it
+is where values are traced, and compiled where they are known.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_clip._trees import path_name, tree_move, tree_norm, tree_unit
+from optax_clip._trees import accumulator, tree_move, tree_norm, tree_unit
 from optax_clip.diagnostics import _checks
-from optax_clip.diagnostics._products import WITHOUT_JVP
-from optax_clip.diagnostics._streaming import stream
+from optax_clip.diagnostics._modes import MODES, custom_vjps
+from optax_clip.diagnostics._programs import NEEDS_VALUES, program
+from optax_clip.diagnostics._streaming import Parts, Weight, plan_parts, stream
+from optax_clip.diagnostics._subset import (
+    Selection,
+    Where,
+    all_known,
+    freeze,
+    pure,
+    select,
+    thaw,
+)
 
 
-class Problem(NamedTuple):
-    """A loss, the parameters it is measured at and directions by name."""
+class ForwardOptions(TypedDict, total=False):
+    """The keywords that every measurement of a loss takes.
 
-    loss: Callable[..., jax.Array]
-    params: Any
-    directions: dict[Any, Any]
+    Attributes:
+      microbatches: cuts the batch into that many parts and averages over them, so that
+        memory holds one part. None: the whole batch at once.
+      batch_argnums: which of the arguments behind the direction are the batch, counted
+        from 0; the others are passed on whole. None: all of them, and their arrays must
+        have leading axes of one length (arrays without axes are passed on whole).
+      weight: ``weight(*part)`` returns the scalar weight of a part, for example its
+        number of tokens if the loss is a mean over tokens; the result is then that of
+        the whole batch. Equal weights by default; unused without `microbatches`.
+      where: ``where(path)`` selects leaves by their path, for example
+        ``"encoder/0/kernel"``: the direction is taken to be zero in all others, which
+        may be anything, integers and random keys included.
+      precision: of matrix products, see ``jax.default_matmul_precision``; None keeps
+        that of the caller. ``"highest"`` by default.
+
+    Examples:
+      Two parts of two rows, whose means are averaged.
+
+      >>> import jax.numpy as jnp
+      >>> from optax_clip import diagnostics
+      >>> options = diagnostics.ForwardOptions(microbatches=2)
+      >>> diagnostics.loss_along(
+      ...     lambda x, rows: jnp.mean(rows) * x, jnp.array(1.0), jnp.array(1.0),
+      ...     jnp.array([1.0, 2.0, 3.0, 6.0]), steps=[0.0, 1.0], **options).tolist()
+      [3.0, 6.0]
+    """
+
+    microbatches: int | None
+    batch_argnums: int | Sequence[int] | None
+    weight: Weight | None
+    where: Where | None
+    precision: str | None
+
+
+class Options(ForwardOptions, total=False):
+    """The keywords that every measurement of second derivatives takes.
+
+    They are those of :class:`ForwardOptions`, and
+
+    ========================  =======================================================
+    mode                      how
+    ========================  =======================================================
+    ``forward_over_reverse``  ``jax.jvp`` of ``jax.value_and_grad``; the default
+    ``forward_over_forward``  two nested ``jax.jvp``: faster, and no gradient in
+                              memory; only for derivatives along one vector
+    ``reverse_over_reverse``  gradient of <g, v>: works where ``jax.jvp`` does not, as
+                              in functions with a ``jax.custom_vjp``
+    ``finite_difference``     central difference of two gradients: works wherever
+                              ``jax.grad`` does; truncation error of order step^2
+    ========================  =======================================================
+
+    Attributes:
+      mode: how second derivatives are taken.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optax_clip import diagnostics
+      >>> options = diagnostics.Options(mode="reverse_over_reverse", precision=None)
+      >>> x = jnp.array([1.0, 2.0])
+      >>> float(diagnostics.directional_sharpness(
+      ...     lambda x: jnp.sum(x**2), x, jnp.array([0.0, 1.0]), **options))
+      2.0
+    """
+
+    mode: str
+
+
+Loss = Callable[..., Any]
+
+
+class Settings(NamedTuple):
+    """The options, checked, as far as they are the same for all arguments."""
+
+    mode: str
+    parts: Parts | None
+    precision: str | None
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "others", "args", "directions", "norms"],
+    meta_fields=["loss", "weight", "selection", "names", "settings", "dtypes"],
+)
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A loss, the leaves of the parameters it is measured at, and directions."""
+
+    params: list[jax.Array]
+    others: list[Any]  # leaves that are not measured, frozen
+    args: tuple  # frozen
+    directions: list[list[jax.Array]]
     norms: jax.Array  # shape=(len(directions),)
-    single: bool
+    loss: Loss
+    weight: Weight | None
+    selection: Selection
+    names: tuple | None  # of the directions; None where there is only one
+    settings: Settings
+    dtypes: tuple | None = None  # what the loss takes, if not the dtypes of params
+
+    def value(self, x: Sequence[jax.Array], *part: Any) -> jax.Array:
+        """Returns the loss of one part of the batch at other values of `params`."""
+        if self.dtypes is not None:
+            x = [leaf.astype(dtype) for leaf, dtype in zip(x, self.dtypes, strict=True)]
+        params = self.selection.merge(x, thaw(self.others))
+        return _checks.as_loss(self.loss(params, *part))
+
+    def stream(self, measure: Callable[..., Any]) -> Any:
+        """Returns the mean of measure(*part) over the batch."""
+        return stream(measure, self.args, self.settings.parts, self.weight)
+
+    def line(self, v: Any) -> Callable[[Any], jax.Array]:
+        """Returns the function s -> L(x + s v) of the whole batch."""
+
+        def at(s):
+            moved = tree_move(self.params, v, s)
+            return self.stream(lambda *part: self.value(moved, *part))
+
+        return at
 
     def map(self, one: Callable[..., Any], *each: jax.Array) -> Any:
         """Stacks one(v, *[x[i] for x in each]) over the unit directions, in turn."""
@@ -37,162 +163,190 @@ class Problem(NamedTuple):
             *each,
         )
 
-    def unit(self) -> Any:
-        """Returns the unit direction, where there is only one."""
-        if not self.single:
-            raise ValueError("expected one direction; got a mapping of several.")
-        return self.units()[0]
+    def unit(self, i: int = 0) -> Any:
+        """Returns one unit direction."""
+        return tree_unit(self.directions[i], self.norms[i])
 
-    def units(self) -> list[Any]:
-        """Returns all unit directions, for those who need them at the same time."""
-        norms = [self.norms[i] for i in range(len(self.directions))]
-        return [*map(tree_unit, self.directions.values(), norms)]
+    def results(self, stacked: Any) -> list[Any]:
+        """Returns the results of the directions one by one."""
+        count = len(self.directions)
+        return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
 
-    def line(self, v: Any, args: tuple, microbatches: int | None, weight: Any) -> Any:
-        """Returns the function s -> L(x + s v) of the whole batch."""
+    def by_name(self, results: Sequence[Any]) -> Any:
+        """Returns {name: result}, or the only result where no name was given."""
+        if self.names is None:
+            return results[0]
+        return dict(zip(self.names, results, strict=True))
 
-        def at(s):
-            moved = tree_move(self.params, v, s)
-            return stream(
-                lambda *part: self.loss(moved, *part), args, microbatches, weight
+    def widened(self) -> "Problem":
+        """Returns the problem with parameters in the type of sums.
+
+        A loss that cannot take them so gets them rounded back.
+        """
+        wide = [x.astype(accumulator(x)) for x in self.params]
+        problem = dataclasses.replace(self, params=wide)
+        if not _lowers(_loss, problem):
+            dtypes = tuple(x.dtype for x in self.params)
+            return dataclasses.replace(problem, dtypes=dtypes)
+        return problem
+
+    def run(self, measure: Callable[..., Any], *inputs: Any, **static: Any) -> Any:
+        """Returns the result of a function that also returns the loss, checked.
+
+        ``measure(self, *inputs, **static)`` is compiled where values are known.
+        """
+        known = _checks.is_concrete((self, inputs))
+        known = known and all_known((self.args, self.others))
+        compiled = program(measure, self.loss, self.weight, static) if known else None
+        with matmul_precision(self.settings.precision):
+            try:
+                value, found = self._call(compiled, measure, inputs, static)
+            except Exception as error:
+                explained = self._explain(functools.partial(measure, **static), inputs)
+                if explained is None:
+                    raise
+                raise explained from error
+        _checks.check_finite_loss(value)
+        return found
+
+    def _call(self, compiled, measure, inputs, static) -> Any:
+        if compiled is not None:
+            try:
+                return compiled(
+                    dataclasses.replace(self, loss=None, weight=None), *inputs
+                )
+            except NEEDS_VALUES:
+                pass  # The loss reads values of the batch, so it cannot be compiled.
+        return measure(self, *inputs, **static)
+
+    def _explain(self, measure: Callable, inputs: tuple) -> Exception | None:
+        """Returns an error that names the modes that work where this one does not."""
+
+        def works(mode):
+            settings = self.settings._replace(mode=mode)
+            return _lowers(
+                measure, dataclasses.replace(self, settings=settings), *inputs
             )
 
-        return at
+        mode = self.settings.mode
+        working = [] if not mode or works(mode) else [m for m in MODES if works(m)]
+        if not working:
+            return None
+        cause = "cannot differentiate the loss as often as it has to"
+        names = sorted(set(custom_vjps(jax.make_jaxpr(_loss)(self).jaxpr)))
+        if mode.startswith("forward") and names:
+            of = ", ".join(names)
+            cause = f"needs jax.jvp, which the jax.custom_vjp of {of} does not have"
+        these = ", ".join(map(repr, working))
+        return TypeError(f"mode {mode!r} {cause}; these modes work: {these}.")
 
-    def values(self, option: str, given: Any) -> jax.Array:
-        """Returns one positive number per direction, from a number or by name."""
-        if not isinstance(given, Mapping):
-            given = dict.fromkeys(self.directions, given)
-        if set(given) != set(self.directions):
-            raise ValueError(f"{option} must have the names {list(self.directions)}.")
-        for value in given.values():
-            _checks.check_positive(option, value)
-        ordered = [given[name] for name in self.directions]
-        return jnp.stack([jnp.asarray(x, self.norms.dtype) for x in ordered])
 
-    def by_name(self, stacked: Any) -> Any:
-        """Returns {name: result}, or the only result where no name was given."""
-        results = {
-            name: jax.tree.map(lambda x, i=i: x[i], stacked)
-            for i, name in enumerate(self.directions)
-        }
-        return next(iter(results.values())) if self.single else results
+def _loss(problem: Problem) -> jax.Array:
+    return problem.stream(lambda *part: problem.value(problem.params, *part))
+
+
+def _lowers(function: Callable, *args: Any) -> bool:
+    """Returns whether jax can lower a function; some derivatives fail only then."""
+    try:
+        # A function made here, because jax keeps what a living one was called with.
+        jax.jit(lambda *args: function(*args)).lower(*args)
+    except Exception:  # whatever the loss raises
+        return False
+    return True
 
 
 def state_problem(
-    loss: Callable[..., Any],
+    loss: Loss,
     params: Any,
-    direction: Any,
-    where: _checks.Where | None = None,
+    args: tuple,
+    options: Mapping[str, Any],
+    direction: Any = None,
+    modes: Mapping[str, Any] | None = None,
+    several: bool = True,
 ) -> Problem:
-    """Checks everything that can be checked before work and returns the problem."""
-    params, loss = jax.tree.map(jnp.asarray, params), _checks.as_scalar(loss)
-    _checks.check_params(params, where)
-    single, directions = name_directions(params, direction)
-    labels = {name: f"direction {name!r}" for name in directions}
-    labels = {"direction": "direction"} if single else labels
-    for name, u in directions.items():
-        _checks.check_direction(params, u, where, labels[name])
-        directions[name] = restrict(jax.tree.map(jnp.asarray, u), where)
-    norms = _norms(directions)
-    for name, norm in zip(directions, norms, strict=True):
-        _checks.check_norm(directions[name], norm, labels[name])
-    loss = on_subset(loss, params, where)
-    return Problem(loss, restrict(params, where), directions, norms, single)
+    """Checks everything that can be checked before work and returns the problem.
+
+    Args:
+      loss: what the public function was given.
+      params: likewise.
+      args: likewise.
+      options: likewise, its keywords that others share.
+      direction: likewise; None if it takes no direction.
+      modes: the modes it may use; None if it takes no derivatives.
+      several: whether it takes a mapping of directions.
+    """
+    known = (Options if modes else ForwardOptions).__annotations__
+    if unknown := [name for name in options if name not in known]:
+        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}.")
+    mode = options.get("mode", "forward_over_reverse") if modes else ""
+    if modes:
+        _checks.check_choice("mode", mode, modes)
+    weight = options.get("weight")
+    _checks.check_function("the loss", loss)
+    _checks.check_function("weight", weight or _loss)
+    args = freeze(args)
+    parts = plan_parts(args, options.get("microbatches"), options.get("batch_argnums"))
+    selection, leaves = select(params, options.get("where"))
+    _checks.check_params(selection, leaves)
+    problem = Problem(
+        params=[jnp.asarray(x) for x in selection.take(leaves)],
+        others=freeze(selection.leave(leaves)),
+        args=args,
+        directions=[],
+        norms=jnp.ones([0]),
+        loss=loss,
+        weight=weight,
+        selection=selection,
+        names=None,
+        settings=Settings(mode, parts, options.get("precision", "highest")),
+    )
+    if direction is None:
+        return problem
+    names, directions = name_directions(params, direction)
+    if names is not None and not several:
+        raise ValueError("expected one direction; got a mapping of several.")
+    labels = ["direction"] if names is None else [f"direction {n!r}" for n in names]
+    found = [
+        _checks.tangent_leaves(params, selection, leaves, tree, label)
+        for tree, label in zip(directions, labels, strict=True)
+    ]
+    norms = _norms(found) if _checks.is_concrete(found) else _in_turn(tree_norm, found)
+    for label, u, norm in zip(labels, found, norms, strict=True):
+        _checks.check_norm(norm, label, selection.take(selection.keys), u)
+    return dataclasses.replace(problem, names=names, directions=found, norms=norms)
 
 
-def _norms(directions: Mapping[Any, Any]) -> jax.Array:
-    if _checks.is_concrete(directions):
-        return jnp.stack([tree_norm(u) for u in directions.values()])
-    return _in_turn(tree_norm, directions)
+def name_directions(params: Any, direction: Any) -> tuple[tuple | None, list[Any]]:
+    """Returns the names and the directions; no names if this is one direction.
+
+    A tree of the structure of params is one direction, whatever its type; anything else
+    must be a mapping from names to such trees.
+    """
+    structure, given = jax.tree.structure(pure(params)), pure(direction)
+    several = isinstance(given, Mapping) and jax.tree.structure(given) != structure
+    # A mapping of which nothing fits is reported as one direction that does not.
+    if several and any(jax.tree.structure(t) == structure for t in given.values()):
+        return tuple(given), list(given.values())
+    return None, [given]
 
 
-def _in_turn(
-    one: Callable[..., Any], directions: Mapping[Any, Any], *each: jax.Array
-) -> Any:
+@jax.jit
+def _norms(directions: Sequence[Any]) -> jax.Array:
+    return jnp.stack([tree_norm(u) for u in directions])
+
+
+def _in_turn(one: Callable[..., Any], directions: Sequence[Any], *each: Any) -> Any:
     """Stacks one(u, *[x[i] for x in each]) over the directions, compiled once."""
-    branches = [lambda u=u: u for u in directions.values()]
-    if len(branches) == 1:
-        result = one(branches[0](), *(x[0] for x in each))
+    if len(directions) == 1:
+        result = one(directions[0], *(x[0] for x in each))
         return jax.tree.map(lambda x: x[None], result)
+    branches = [lambda u=u: u for u in directions]
 
     # The switch copies one direction out; stacking would copy all of them.
     def at(i):
         return one(lax.switch(i, branches), *(x[i] for x in each))
 
-    return lax.map(at, jnp.arange(len(branches)))
-
-
-def name_directions(params: Any, direction: Any) -> tuple[bool, dict[Any, Any]]:
-    """Returns whether this is one direction, and directions by name."""
-    structure = jax.tree.structure(params)
-    many = (
-        isinstance(direction, Mapping)
-        and jax.tree.structure(direction) != structure
-        and any(jax.tree.structure(u) == structure for u in direction.values())
-    )
-    return not many, dict(direction) if many else {"direction": direction}
-
-
-def restrict(tree: Any, where: _checks.Where | None) -> Any:
-    """Returns the list of the selected leaves, or the tree itself if all are."""
-    if where is None:
-        return tree
-    leaves = jax.tree.leaves_with_path(tree)
-    return [leaf for path, leaf in leaves if where(path_name(path))]
-
-
-def fill(subset: Any, tree: Any, where: _checks.Where | None) -> Any:
-    """Returns the tree with its selected leaves replaced and zeros in the others."""
-    if where is None:
-        return subset
-    zeros = jax.tree.map(jnp.zeros_like, tree)
-    return on_subset(lambda filled: filled, zeros, where)(subset)
-
-
-def on_subset(
-    loss: Callable[..., Any], params: Any, where: _checks.Where | None
-) -> Callable[..., Any]:
-    """Returns the loss as a function of what `restrict` leaves of the parameters."""
-    if where is None:
-        return loss
-    leaves, treedef = jax.tree.flatten(params)
-    chosen = [where(path_name(p)) for p, _ in jax.tree.leaves_with_path(params)]
-
-    def restricted(subset, *args):
-        fresh = iter(subset)
-        merged = [
-            next(fresh) if new else old for new, old in zip(chosen, leaves, strict=True)
-        ]
-        return loss(jax.tree.unflatten(treedef, merged), *args)
-
-    return restricted
-
-
-def mean_gradient(
-    loss: Callable[..., Any],
-    params: Any,
-    args: tuple,
-    *,
-    microbatches: int | None = None,
-    weight: Any = None,
-    where: _checks.Where | None = None,
-    precision: str | None = "highest",
-) -> Any:
-    """Returns the gradient of the mean loss with respect to the selected leaves."""
-    f = on_subset(_checks.as_scalar(loss), params, where)
-    x = restrict(jax.tree.map(jnp.asarray, params), where)
-    with matmul_precision(precision):
-        return stream(lambda *part: jax.grad(f)(x, *part), args, microbatches, weight)
-
-
-@contextlib.contextmanager
-def measuring(
-    precision: str | None, mode: str, loss: Callable, *args: Any
-) -> Iterator[None]:
-    """The context of everything that takes Hessian-vector products."""
-    with matmul_precision(precision), explain_custom_vjp(mode, loss, *args):
-        yield
+    return lax.map(at, jnp.arange(len(directions)))
 
 
 def matmul_precision(precision: str | None) -> contextlib.AbstractContextManager:
@@ -200,37 +354,3 @@ def matmul_precision(precision: str | None) -> contextlib.AbstractContextManager
     if precision is None:
         return contextlib.nullcontext()
     return jax.default_matmul_precision(precision)
-
-
-@contextlib.contextmanager
-def explain_custom_vjp(mode: str, loss: Callable, *args: Any) -> Iterator[None]:
-    """Replaces the error of `jax.jvp` at a `jax.custom_vjp` by one that helps."""
-    try:
-        yield
-    except (TypeError, NotImplementedError) as error:
-        # Below a jit, jax meets the function in its lowered form, "custom_lin".
-        if "custom_vjp" not in str(error) and "custom_lin" not in str(error):
-            raise
-        names = sorted(set(_custom_vjps(jax.make_jaxpr(loss)(*args).jaxpr)))
-        msg = (
-            f"mode {mode!r} needs jax.jvp, which the jax.custom_vjp of "
-            f"{', '.join(names) or 'a function in the loss'} does not have; "
-            f"these modes work: {WITHOUT_JVP}."
-        )
-        raise TypeError(msg) from error
-
-
-def _custom_vjps(jaxpr: Any) -> Iterator[str]:
-    """Yields the names of functions with a custom_vjp in a jaxpr, at any depth."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name.startswith("custom_vjp"):
-            inner = eqn.params.get("call_jaxpr") or eqn.params.get("fun_jaxpr")
-            info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
-            yield getattr(info, "func_src_info", None) or "a function"
-        for value in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr):
-            if _is_jaxpr(value):
-                yield from _custom_vjps(getattr(value, "jaxpr", value))
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(getattr(value, "jaxpr", value), "eqns")

@@ -1,45 +1,143 @@
-"""Means over batches that do not fit into memory at once.
+r"""Means over batches that do not fit into memory at once.
 
 Whatever is linear in the loss (the loss, a slope, u^T H u, a gradient) is the weighted
 mean of itself over the parts of a batch:
 
     L = sum_j w_j L_j / sum_j w_j   =>   u^T H u = sum_j w_j u^T H_j u / sum_j w_j
 
-`stream` takes that mean on the device over slices of one batch, `mean_over_batches`
-on the host over an iterator of batches.
+`stream` takes that mean on the device over slices of one batch. (`optax.microbatching`
+has no weights, and in 0.2.8 cannot cut a batch that is explicitly sharded.)
+`mean_over_batches` takes it on the host over an iterator of batches:
+
+>>> from optax_clip import diagnostics
+>>> found = diagnostics.mean_over_batches(lambda x: 2.0 * x, [1.0, 2.0, 6.0])
+>>> float(found.mean)
+6.0
 """
 
-import operator
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from optax_clip.diagnostics import _checks
+from optax_clip.diagnostics._subset import thaw
 
 Weight = Callable[..., jax.typing.ArrayLike]
 
 
+class Parts(NamedTuple):
+    """How a batch is cut: into how many parts, and which leaves of the arguments."""
+
+    count: int
+    cut: tuple[bool, ...]
+
+
+def plan_parts(
+    args: tuple, microbatches: int | None, batch_argnums: int | Sequence[int] | None
+) -> Parts | None:
+    """Returns how to cut the arguments, refused if it is not clear what is a batch."""
+    if batch_argnums is None:
+        numbers = range(len(args))
+    else:
+        numbers = np.atleast_1d(np.asarray(batch_argnums)).tolist()
+        if not all(isinstance(i, int) for i in numbers):
+            raise TypeError(f"batch_argnums must be ints; got {batch_argnums!r}.")
+        if not all(0 <= i < len(args) for i in numbers):
+            msg = f"batch_argnums must number the {len(args)} arguments behind "
+            raise ValueError(f"{msg}the direction from 0; got {batch_argnums!r}.")
+    if microbatches is None:
+        return None
+    _checks.check_count("microbatches", microbatches)
+    leaves = jax.tree.leaves_with_path(args)
+    cut = tuple(path[0].idx in numbers and jnp.ndim(x) > 0 for path, x in leaves)
+    sizes = {
+        f"args{jax.tree_util.keystr(path)}": jnp.shape(x)[0]
+        for (path, x), chosen in zip(leaves, cut, strict=True)
+        if chosen
+    }
+    if not sizes:
+        raise ValueError(
+            "microbatches needs an array in *args to split; there is none."
+        )
+    (first, rows), *others = sizes.items()
+    for name, size in others:
+        if size != rows:
+            msg = (
+                f"microbatches cuts leading axes of one length; {first} has {rows} rows"
+                f" and {name} has {size}. Say with batch_argnums which are the batch."
+            )
+            raise ValueError(msg)
+    if rows % microbatches:
+        msg = f"{first} has {rows} rows, which {microbatches} microbatches do not "
+        raise ValueError(msg + "divide.")
+    return Parts(microbatches, cut)
+
+
 def stream(
-    measure: Callable[..., Any],
-    args: tuple,
-    microbatches: int | None,
-    weight: Weight | None,
+    measure: Callable[..., Any], args: tuple, parts: Parts | None, weight: Weight | None
 ) -> Any:
     """Returns the weighted mean of measure(*part) over equal parts of args."""
-    if microbatches is None:
-        return measure(*args)
-    part = _parts(args, microbatches)
+    if parts is None:
+        return measure(*thaw(args))
+    leaves, treedef = jax.tree.flatten(args)
+    pairs = [*zip(leaves, parts.cut, strict=True)]
 
-    def add(totals, i):
-        chunk = part(i)
-        w = jnp.ones([]) if weight is None else jnp.asarray(weight(*chunk))
-        return jax.tree.map(_accumulate(w), totals, (jnp.ones([]), measure(*chunk))), ()
+    # Part i takes rows i, i + m, i + 2 m, ...: of a batch that is sharded over devices
+    # every part then holds rows of every device, and nothing moves between them.
+    folded = [
+        jnp.reshape(x, (-1, parts.count, *x.shape[1:])) if cut else x
+        for x, cut in pairs
+    ]
 
-    shapes = jax.eval_shape(lambda: (jnp.ones([]), measure(*part(0))))
+    def part(i):
+        taken = [
+            lax.dynamic_index_in_dim(x, i, 1, keepdims=False) if cut else x
+            for x, (_, cut) in zip(folded, pairs, strict=True)
+        ]
+        return thaw(treedef.unflatten(taken))
+
+    def weighted(i):
+        w = jnp.ones([]) if weight is None else jnp.asarray(weight(*part(i)), float)
+
+        # A weight of zero silences even a nan: the mean over 0 of 0 tokens.
+        def silence(x):
+            return jnp.where(w == 0, 0, w.astype(x.dtype) * x)
+
+        return w, jax.tree.map(silence, measure(*part(i)))
+
+    def add(sums, i):
+        return jax.tree.map(jnp.add, sums, weighted(i)), None
+
+    shapes = jax.eval_shape(weighted, 0)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (total, sums), _ = lax.scan(add, zeros, jnp.arange(microbatches))
+    (total, sums), _ = lax.scan(add, zeros, jnp.arange(parts.count))
     return jax.tree.map(lambda x: x / total.astype(x.dtype), sums)
+
+
+class BatchMean(NamedTuple):
+    """A mean over batches, and how sure it is.
+
+    Attributes:
+      mean: like what was measured on one batch.
+      standard_error: of the mean, likewise; nan if there was only one batch.
+      batches: how many batches of non-zero weight there were.
+
+    Examples:
+      1 and 3 deviate by 1 from their mean, whose standard error is 1, too.
+
+      >>> from optax_clip import diagnostics
+      >>> found = diagnostics.mean_over_batches(lambda x: x, [1.0, 3.0])
+      >>> float(found.mean), float(found.standard_error), found.batches
+      (2.0, 1.0, 2)
+    """
+
+    mean: Any
+    standard_error: Any
+    batches: int
 
 
 def mean_over_batches(
@@ -48,19 +146,22 @@ def mean_over_batches(
     *,
     weight: Weight | None = None,
     progress: Callable[[int, Any], None] | None = None,
-) -> Any:
+) -> BatchMean:
     r"""Averages a measurement over a host iterator of batches.
 
     .. math::
-      \bar q = \frac{\sum_j w_j\, q(\text{batch}_j)}{\sum_j w_j}
+      \bar q = \frac{\sum_j w_j q_j}{\sum_j w_j}, \quad
+      \mathrm{SE}^2 = \frac{n}{n - 1}
+      \frac{\sum_j w_j^2 (q_j - \bar q)^2}{(\sum_j w_j)^2}
 
-    Exact for everything linear in the loss: losses, slopes, curvatures, gradients. One
-    batch is in flight at a time. Batches of weight zero are skipped.
+    The mean is exact for everything linear in the loss: losses, slopes, sharpness,
+    gradients. One batch is in flight at a time. Batches of weight zero are skipped.
+    Two directions are compared batch by batch, see :func:`paired_differences`, which
+    is much surer than the difference of two means.
 
     Args:
       measure: called as ``measure(*batch)``, or ``measure(batch)`` where a batch is not
-        a tuple; returns a pytree of arrays. It is called as it is: jit it, with the
-        parameters as arguments of the jitted function.
+        a tuple; returns a pytree of arrays.
       batches: the batches; consumed once.
       weight: called like `measure`, returns the scalar weight of a batch, for example
         its number of tokens. Equal weights by default.
@@ -68,80 +169,127 @@ def mean_over_batches(
         so far.
 
     Returns:
-      The mean, a pytree like that of `measure`.
+      A :class:`BatchMean`.
 
     Raises:
-      ValueError: if there are no batches, or if their weights sum to zero.
+      TypeError: if `batches` cannot be iterated over.
+      ValueError: if there are no batches, if their weights sum to zero, or if a batch
+        gives a result of another structure or shape.
 
     Examples:
-      >>> import jax, jax.numpy as jnp
+      >>> import jax.numpy as jnp
       >>> from optax_clip import diagnostics
       >>> loss = lambda x, scale: 0.5 * scale * jnp.sum(x**2)
-      >>> measure = jax.jit(lambda x, u, scale:
-      ...     diagnostics.directional_sharpness(loss, x, u, scale))
       >>> x, u = jnp.ones(2), jnp.array([1.0, 0.0])
-      >>> float(diagnostics.mean_over_batches(
-      ...     lambda scale: measure(x, u, scale), [1.0, 2.0, 6.0]))
-      3.0
+      >>> scales = [jnp.array(scale) for scale in (1.0, 2.0, 6.0)]
+      >>> found = diagnostics.mean_over_batches(
+      ...     lambda a: diagnostics.directional_sharpness(loss, x, u, a), scales)
+      >>> print(f"{found.mean:.1f} +- {found.standard_error:.1f}")
+      3.0 +- 1.5
     """
-    total, sums = 0.0, None
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be iterable; got a {type(batches).__name__}.")
+    n, state, shapes = 0, None, None
     for done, batch in enumerate(batches, 1):
         batch = batch if isinstance(batch, tuple) else (batch,)
-        w = 1.0 if weight is None else float(jnp.asarray(weight(*batch)))
+        w = 1.0 if weight is None else float(np.asarray(weight(*batch)))
         if w:
-            scaled = jax.tree.map(lambda x, w=w: w * x, measure(*batch))
-            sums = scaled if sums is None else jax.tree.map(operator.add, sums, scaled)
-            total += w
+            value = jax.tree.map(_inexact, measure(*batch))
+            shape = jax.tree.map(jnp.shape, value)
+            n, shapes, state = n + 1, shapes or shape, state or _start(value)
+            if shape != shapes:
+                msg = f"every batch must give a result like the first, {shapes}; "
+                raise ValueError(f"{msg}number {done} gave {shape}.")
+            state = _add(state, value, w)
         # Waiting here keeps one batch on the device instead of the whole iterator.
-        jax.block_until_ready(sums)
-        if progress is not None and total:
-            progress(done, _divide(sums, total))
-    if not total:
+        jax.block_until_ready(state)
+        if progress is not None and n:
+            progress(done, _summary(state, n)[0])
+    if not n:
         raise ValueError("batches must hold at least one batch of non-zero weight.")
-    return _divide(sums, total)
+    mean, error = _summary(state, n)
+    if n == 1:
+        error = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), mean)
+    return BatchMean(mean, error, n)
 
 
-def _divide(sums: Any, total: float) -> Any:
-    return jax.tree.map(lambda x: x / total, sums)
+def paired_differences(results: Mapping[Any, Any], baseline: Any) -> dict[Any, Any]:
+    """Subtracts the result of one direction from those of the others.
+
+    On one batch. Averaged by :func:`mean_over_batches`, the differences have their own
+    standard error, without what all directions share on a batch.
+
+    Args:
+      results: what a diagnostic returned for a mapping of directions.
+      baseline: the name of the direction to subtract.
+
+    Returns:
+      {name: result - result of the baseline} for all other names.
+
+    Raises:
+      ValueError: if the baseline is not among the results.
+
+    Examples:
+      Of three batches each has its own level, and the second direction is below the
+      first one by about 1 on every one of them.
+
+      >>> import jax.numpy as jnp
+      >>> from optax_clip import diagnostics
+      >>> batches = [{"a": x, "b": x - d} for x, d in ((5, 1.0), (9, 1.1), (1, 0.9))]
+      >>> found = diagnostics.mean_over_batches(
+      ...     lambda results: diagnostics.paired_differences(results, "a"), batches)
+      >>> print(f"{found.mean['b']:.2f} +- {found.standard_error['b']:.2f}")
+      -1.00 +- 0.06
+    """
+    _checks.check_choice("baseline", baseline, results)
+    return {
+        name: jax.tree.map(lambda x, y: x - y, result, results[baseline])
+        for name, result in results.items()
+        if name != baseline
+    }
 
 
-def _accumulate(w: jax.Array) -> Callable:
-    """Returns t + w v, where a weight of zero silences even a nan (0 of 0 tokens)."""
-
-    def add(total, value):
-        return total + jnp.where(w == 0, 0, w.astype(total.dtype) * value)
-
-    return add
+def _inexact(x: Any) -> jax.Array:
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
 
 
-def _parts(args: tuple, microbatches: int) -> Callable[[jax.Array | int], tuple]:
-    """Returns a function from i to the i-th of equal parts of every array in args."""
-    if not isinstance(microbatches, int) or microbatches < 1:
-        msg = f"microbatches must be a positive int; got {microbatches!r}."
-        raise ValueError(msg)
-    if not any(jnp.ndim(leaf) for leaf in jax.tree.leaves(args)):
-        raise ValueError(
-            "microbatches needs an array in *args to split; there is none."
-        )
+def _start(value: Any) -> tuple:
+    sums = [jax.tree.map(jnp.zeros_like, value) for _ in range(3)]
+    return value, jnp.zeros(2), sums
 
-    # Part i takes rows i, i + m, i + 2 m, ...: of a batch that is sharded over devices
-    # every part then holds rows of every device, and nothing moves between them.
-    def fold(path, x):
-        x = jnp.asarray(x)
-        if x.ndim and x.shape[0] % microbatches:
-            msg = (
-                f"args{jax.tree_util.keystr(path)} has {x.shape[0]} rows, which "
-                f"{microbatches} microbatches do not divide."
-            )
-            raise ValueError(msg)
-        return x.reshape(-1, microbatches, *x.shape[1:]) if x.ndim else x
 
-    folded = jax.tree_util.tree_map_with_path(fold, args)
+@jax.jit
+def _add(state: tuple, value: Any, w: jax.Array) -> tuple:
+    """Adds w and w^2, and w d, w^2 d and w^2 d^2 for the distance d to the first value.
 
-    def part(i):
-        def take(x):
-            return lax.dynamic_index_in_dim(x, i, 1, keepdims=False) if x.ndim else x
+    Distances lose fewer digits than the values themselves.
+    """
+    first, weights, sums = state
+    d = jax.tree.map(jnp.subtract, value, first)
+    terms = [
+        (lambda t, d, p=p, q=q: t + jnp.asarray(w**p, d.dtype) * d**q)
+        for p, q in _POWERS
+    ]
+    sums = [jax.tree.map(term, t, d) for term, t in zip(terms, sums, strict=True)]
+    return first, weights + jnp.stack([w, w**2]), sums
 
-        return jax.tree.map(take, folded)
 
-    return part
+_POWERS = ((1, 1), (2, 1), (2, 2))
+
+
+@jax.jit
+def _summary(state: tuple, n: jax.typing.ArrayLike) -> tuple[Any, Any]:
+    """Returns the mean, and the standard error (of a single batch: 0)."""
+    first, weights, sums = state
+    mean = jax.tree.map(
+        lambda x, wd: x + wd / weights[0].astype(x.dtype), first, sums[0]
+    )
+
+    def error(wd, w2d, w2d2):
+        w, w2, count = (jnp.asarray(x, wd.dtype) for x in (*weights, n))
+        m = wd / w  # the mean of d: expand the sum of w^2 (d - m)^2
+        squares = jnp.maximum(w2d2 - 2 * m * w2d + m**2 * w2, 0)
+        return jnp.sqrt(squares * count / jnp.maximum(count - 1, 1)) / w
+
+    return mean, jax.tree.map(error, *sums)

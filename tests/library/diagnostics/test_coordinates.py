@@ -1,133 +1,61 @@
-"""Histograms of magnitudes against NumPy's."""
+"""Coordinates drawn at random, and the largest ones."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optax_clip.diagnostics import Stacked, coordinate_histogram, coordinate_quantiles
+from optax_clip import diagnostics
+
+from . import problems
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-EDGES = np.asarray(np.logspace(-3, 1, 9), np.float32)
+
+def test_samples_are_spread_over_leaves_by_their_size():
+    tree = {"a": jnp.zeros(100), "b": jnp.ones((30, 10)), "c": jnp.zeros((0, 3))}
+    some = diagnostics.sample_coordinates(tree, 4000, key=jax.random.key(0))
+    share = float(jnp.mean(diagnostics.take_coordinates(tree, some)))
+    assert abs(share - 0.75) < 0.03
+    assert int(some.index.max()) == 299
 
 
-def draw(rng, dtype=jnp.float32):
-    tree = {"a": rng.standard_cauchy((5, 6)), "b": [rng.normal(size=40), np.zeros(())]}
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_top_coordinates_are_the_largest(rng, fraction, dtype):
+    tree = {"a": jnp.asarray(rng.normal(size=(5, 7)), dtype), "b": jnp.ones(3, dtype)}
+    mask = jax.jit(diagnostics.top_coordinates)(tree, fraction)
+    magnitudes, chosen = np.abs(problems.flat(tree)), problems.flat(mask) > 0
+    assert chosen.sum() <= int(fraction * 38)
+    limit = np.sort(magnitudes)[::-1][int(fraction * 38)]
+    np.testing.assert_array_equal(chosen, magnitudes > limit)
 
 
-def magnitudes(tree):
-    leaves = [np.abs(np.asarray(x, np.float64)).ravel() for x in jax.tree.leaves(tree)]
-    return np.concatenate(leaves)
-
-
-def check(histogram, values):
-    edges = EDGES.astype(np.float64)
-    np.testing.assert_array_equal(histogram.counts, np.histogram(values, edges)[0])
-    assert histogram.below == np.sum(values < edges[0])
-    assert histogram.above == np.sum(values > edges[-1])
-    assert histogram.nans == np.sum(np.isnan(values))
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_counts_are_those_of_numpy(rng, dtype):
-    tree = draw(rng, dtype)
-    check(coordinate_histogram(tree, EDGES), magnitudes(tree))
-    check(jax.jit(coordinate_histogram)(tree, EDGES), magnitudes(tree))
-
-
-def test_edges_belong_to_their_bins_and_what_has_no_bin_is_reported():
-    special = np.array([0, np.inf, -np.inf, np.nan, 1e30], np.float32)
-    values = np.concatenate([EDGES, np.nextafter(EDGES, 0), -EDGES, special])
-    check(coordinate_histogram(jnp.asarray(values), EDGES), np.abs(values))
-
-
-def test_blocks_add_up_to_the_whole(rng):
-    tree = draw(rng)
-    by_leaf = coordinate_histogram(tree, EDGES, blocks=lambda path: path)
-    assert sorted(by_leaf) == ["a", "b/0", "b/1"]
-    check(by_leaf["b/0"], magnitudes(tree["b"][0]))
-    by_name = coordinate_histogram(tree, EDGES, blocks=lambda path: path[0])
-    check(by_name["b"], magnitudes(tree["b"]))
-
-
-def test_the_default_edges_are_those_of_the_paper():
-    histogram = coordinate_histogram(jnp.array([1e-14, 3.0]))
-    assert histogram.edges.shape == (30,)
-    np.testing.assert_allclose(histogram.edges[jnp.array([0, -1])], [1e-15, 10])
-    assert (histogram.counts.sum(), histogram.counts.dtype) == (2, jnp.uint32)
-
-
-def test_sizes_beyond_an_integer_become_floats():
-    big = jax.ShapeDtypeStruct((2**16, 2**15), jnp.bfloat16)
-    result = jax.eval_shape(coordinate_histogram, {"a": big, "b": big, "c": big})
-    assert result.counts.dtype == jnp.float32
-    huge = jax.ShapeDtypeStruct((2**17, 2**16), jnp.bfloat16)
-    assert jax.eval_shape(coordinate_histogram, huge).counts.dtype == jnp.float32
-
-
-@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit])
-def test_sharded_counts_are_the_same(rng, axis):
-    x = jnp.asarray(rng.standard_cauchy((8, 12)), jnp.float32)
-    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(axis, axis))
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("x", "y")))
-        check(jax.jit(coordinate_histogram)(placed, EDGES), magnitudes(x))
+def test_persistence_counts_old_new_and_both_by_block():
+    old = {"a": jnp.array([True, True, False]), "b": jnp.array([False])}
+    new = {"a": jnp.array([False, True, True]), "b": jnp.array([True])}
+    assert diagnostics.mask_persistence(old, new) == (2, 3, 1)
+    by_leaf = diagnostics.mask_persistence(old, new, blocks=lambda path: path)
+    assert by_leaf["a"] == (2, 2, 1)
+    assert by_leaf["a"].fraction == 0.5
+    assert by_leaf["b"] == (0, 1, 0)
 
 
 def test_bad_input_is_named():
-    x = jnp.ones(2)
-
-    def refuses(match, *args, error=ValueError, **options):
-        with pytest.raises(error, match=match):
-            coordinate_histogram(*args, **options)
-
-    refuses("increase", x, [1.0, 1.0])
-    refuses("positive", x, [-1.0, 1.0])
-    refuses(r"vector.*got shape \(1,\)", x, [1.0])
-    refuses("no leaves", {}, EDGES)
-    refuses("hashable; got list for 'w'", {"w": x}, blocks=list, error=TypeError)
-
-
-def test_stacked_layers_are_counted_apart(rng):
-    x = jnp.asarray(rng.normal(size=(3, 4, 5)), jnp.float32)
-    layers = coordinate_histogram({"x": x}, EDGES, blocks=Stacked)
-    for i in range(3):
-        check(layers[f"x/{i}"], magnitudes(x[i]))
-
-
-def test_quantiles_are_order_statistics(rng):
-    tree = draw(rng)
-    values = np.sort(magnitudes(tree))
-    q = np.array([0.01, 0.25, 0.5, 0.9, 1.0])
-    above = np.floor((1 - q) * values.size + 1e-9).astype(int)
-    got = coordinate_quantiles(tree, q)
-    np.testing.assert_array_equal(got, values[::-1][above].astype(np.float32))
-    by_leaf = coordinate_quantiles(tree, [1.0], blocks=lambda path: path)
-    np.testing.assert_array_equal(by_leaf["a"], [np.abs(tree["a"]).max()])
-
-
-def test_quantiles_of_stacked_layers_are_those_of_the_layers(rng):
-    x = jnp.asarray(rng.normal(size=(3, 4, 5)), jnp.float32)
-    layers = coordinate_quantiles({"x": x, "y": x[0]}, [0.5, 1.0], blocks=stack_x)
-    assert list(layers) == ["x/0", "x/1", "x/2", "y"]
-    for i in range(3):
-        wanted = np.sort(magnitudes(x[i]))[[9, 19]]
-        np.testing.assert_array_equal(layers[f"x/{i}"], wanted)
-    np.testing.assert_array_equal(layers["y"], layers["x/0"])
-
-
-def stack_x(path):
-    return Stacked(path) if path == "x" else path
-
-
-def test_quantiles_outside_of_their_range_are_refused():
-    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
-        coordinate_quantiles(jnp.ones(2), [0.0])
-
-
-def test_quantiles_of_integers_are_refused():
-    with pytest.raises(TypeError, match=r"tree\['n'\] must be real.*got int32"):
-        coordinate_quantiles({"n": jnp.arange(3)}, [0.5])
+    x, key = jnp.ones(3), jax.random.key(0)
+    with pytest.raises(ValueError, match="no coordinates"):
+        diagnostics.sample_coordinates({}, 3, key=key)
+    with pytest.raises(ValueError, match="count must be an int of at least 1; got 0"):
+        diagnostics.sample_coordinates(x, 0, key=key)
+    with pytest.raises(TypeError, match="must be a random key"):
+        diagnostics.sample_coordinates(x, 3, key=7)
+    with pytest.raises(ValueError, match="no leaves"):
+        diagnostics.top_coordinates({}, 0.5)
+    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\); got 1"):
+        diagnostics.top_coordinates(x, 1.0)
+    with pytest.raises(TypeError, match="fraction must be one number; got 'half'"):
+        diagnostics.top_coordinates(x, "half")
+    with pytest.raises(TypeError, match="the one at n is int32"):
+        diagnostics.top_coordinates({"n": jnp.arange(2)}, 0.5)
+    with pytest.raises(TypeError, match="mask must be boolean"):
+        diagnostics.mask_persistence(x, x)

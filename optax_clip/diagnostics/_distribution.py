@@ -4,6 +4,7 @@ Counting needs no flat array: every leaf keeps its shape and its sharding, and o
 integer per bin crosses between devices.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,10 @@ import numpy as np
 from jax import lax
 
 from optax_clip._threshold import threshold
+from optax_clip._trees import check_leaves
 from optax_clip.diagnostics import _checks
-from optax_clip.diagnostics._partition import Blocks, partition
+from optax_clip.diagnostics._blocks import Blocks, Partition, partition, whole
+from optax_clip.diagnostics._subset import flat_arrays, pure
 
 
 class CoordinateHistogram(NamedTuple):
@@ -57,7 +60,8 @@ def coordinate_histogram(
     are correct to rounding beyond.
 
     Args:
-      tree: pytree of arrays, for example a gradient, a momentum or an update.
+      tree: pytree of arrays, for example a gradient, a momentum or an update; float0
+        leaves, which stand for no gradient, count as zero.
       edges: increasing positive bin edges. By default those of the paper, 30 edges from
         1e-15 to 10 in equal ratios.
       blocks: ``blocks(path)`` names the block of a leaf by its path, for example
@@ -67,8 +71,8 @@ def coordinate_histogram(
       A :class:`CoordinateHistogram`; with `blocks`, a dictionary of one for each block.
 
     Raises:
+      TypeError: if a leaf holds no numbers, or a block's name cannot be hashed.
       ValueError: if the edges do not increase, or if the tree has no leaves.
-      TypeError: if `blocks` returns something that cannot be hashed.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -87,23 +91,9 @@ def coordinate_histogram(
       Transformers <https://arxiv.org/abs/2306.00204>`_, 2022, figure 1.
     """
     edges = _as_edges(edges)
-    parts = partition(tree, blocks if blocks is not None else lambda _: "all")
-    exact = max(parts.sizes) < 2**32
-    dtype = jnp.dtype(jnp.uint32 if exact else jnp.result_type(float))
-    totals = jnp.zeros([len(parts.names), edges.size + 1], dtype)
-    for x, ids in zip(jax.tree.leaves(tree), jax.tree.leaves(parts.ids), strict=True):
-        count = jax.vmap(_count, (0, None)) if ids.ndim else _count
-        counts = count(jnp.asarray(x), edges).astype(dtype)
-        totals = totals.at[ids.ravel() if ids.ndim else ids].add(counts)
-    reached, nans = totals[:, :-1], totals[:, -1]
-    histograms = CoordinateHistogram(
-        edges=jnp.tile(edges, (len(parts.names), 1)),
-        counts=reached[:, :-1] - reached[:, 1:],
-        below=jnp.asarray(np.asarray(parts.sizes, dtype)) - nans - reached[:, 0],
-        above=reached[:, -1],
-        nans=nans,
-    )
-    by_name = parts.by_name(histograms)
+    selection, leaves = flat_arrays(tree, "coordinate_histogram")
+    parts = partition(selection.paths, leaves, blocks or whole)
+    by_name = parts.by_name(_histograms(leaves, edges, parts=parts))
     return by_name if blocks is not None else by_name["all"]
 
 
@@ -126,8 +116,8 @@ def coordinate_quantiles(
       Magnitudes of shape (n,); with `blocks`, a dictionary of them.
 
     Raises:
-      ValueError: if a quantile is outside (0, 1] or the tree has no leaves.
       TypeError: if a leaf is not real and floating-point.
+      ValueError: if a quantile is outside (0, 1] or the tree has no leaves.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -139,30 +129,54 @@ def coordinate_quantiles(
     quantiles = np.asarray(quantiles, np.float64)
     if quantiles.ndim != 1 or not np.all((quantiles > 0) & (quantiles <= 1)):
         raise ValueError(f"quantiles must be a vector in (0, 1]; got {quantiles}.")
-    for path, x in jax.tree.leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-            msg = (
-                f"tree{jax.tree_util.keystr(path)} must be real and floating-point; "
-                f"got {jnp.result_type(x)}."
-            )
-            raise TypeError(msg)
-    parts = partition(tree, blocks if blocks is not None else lambda _: "all")
-    pieces, groups = [], []
-    for x, ids in zip(jax.tree.leaves(tree), jax.tree.leaves(parts.ids), strict=True):
-        pieces += list(jnp.asarray(x)) if ids.ndim else [jnp.asarray(x)]
-        groups += ids.ravel().tolist()
-    values = [threshold(pieces, groups, float(1 - q)).value for q in quantiles]
-    by_name = parts.by_name(jnp.stack(values, axis=1))
+    check_leaves(pure(tree), "coordinate_quantiles", real=True)
+    selection, leaves = flat_arrays(tree, "coordinate_quantiles")
+    parts = partition(selection.paths, leaves, blocks or whole)
+    fractions = tuple((1 - quantiles).tolist())
+    by_name = parts.by_name(_quantiles(leaves, fractions=fractions, parts=parts))
     return by_name if blocks is not None else by_name["all"]
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames=("fractions", "parts"))
+def _quantiles(
+    leaves: list[jax.Array], fractions: tuple[float, ...], parts: Partition
+) -> list[jax.Array]:
+    pieces, groups = [], []
+    for x, ids in zip(leaves, parts.ids, strict=True):
+        stacked = isinstance(ids, tuple)
+        pieces += list(x) if stacked else [x]
+        groups += ids if stacked else [ids]
+    values = [threshold(pieces, groups, f)[0] for f in fractions]
+    return parts.each(jnp.stack(values, axis=1))
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _histograms(
+    leaves: list[jax.Array], edges: jax.Array, parts: Partition
+) -> list[CoordinateHistogram]:
+    exact = max(parts.sizes) < 2**32
+    dtype = jnp.dtype(jnp.uint32 if exact else jnp.result_type(float))
+    totals = jnp.zeros([len(parts.names), edges.size + 1], dtype)
+    for x, ids in zip(leaves, parts.ids, strict=True):
+        count = jax.vmap(_count, (0, None)) if isinstance(ids, tuple) else _count
+        totals = totals.at[jnp.asarray(ids)].add(count(x, edges).astype(dtype))
+    reached, nans = totals[:, :-1], totals[:, -1]
+    histograms = CoordinateHistogram(
+        edges=jnp.tile(edges, (len(parts.names), 1)),
+        counts=reached[:, :-1] - reached[:, 1:],
+        below=jnp.asarray(np.asarray(parts.sizes, dtype)) - nans - reached[:, 0],
+        above=reached[:, -1],
+        nans=nans,
+    )
+    return parts.each(histograms)
+
+
 def _count(x: jax.Array, edges: jax.Array) -> jax.Array:
     """Counts |x| >= edges (the last one: or |x| > edges[-1]) and nans."""
     if x.size >= 2**32:  # a uint32 could wrap
         return jnp.sum(jax.vmap(_count, (0, None))(x, edges).astype(float), axis=0)
     x = jnp.abs(x)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x if x.dtype.itemsize > 4 else x.astype(jnp.float32)
     edges = edges.astype(x.dtype)
     # The last bin is closed: its right edge is reached only by what lies beyond.
     tests = [x >= edge for edge in edges[:-1]] + [x > edges[-1], x != x]

@@ -6,9 +6,22 @@ With block gradients g_b of P_b entries and block Hessians of spectral norm h_b,
     Lambda_P = sum_b P_b / P h_b                    is what sign descent pays,
 
 and their difference is the covariance between a block's squared gradient per parameter
-and its curvature. The h_b come from `block_eigenvalues`.
+and its curvature. The results of `block_norms` and `block_eigenvalues` are taken as
+they are:
+
+>>> import jax, jax.numpy as jnp
+>>> from optax_clip import diagnostics
+>>> loss = lambda x: jnp.sum(x["steep"] ** 2) + 0.5 * x["flat"] ** 2
+>>> x = {"steep": jnp.array([1.0, 2.0]), "flat": jnp.array(1.0)}
+>>> g = jax.grad(loss)(x)
+>>> inequality = diagnostics.heterogeneity(diagnostics.block_norms(g))
+>>> h = diagnostics.block_eigenvalues(loss, x, key=jax.random.key(0))
+>>> cost = diagnostics.hessian_complexity(g, h)
+>>> print(f"{inequality.gini:.2f} {cost.gradient:.2f} {cost.sign:.2f}")
+0.32 1.95 1.67
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,61 +31,9 @@ import numpy as np
 
 from optax_clip._trees import tree_balance, tree_norm
 from optax_clip.diagnostics import _checks
-from optax_clip.diagnostics._partition import Blocks, Partition, partition
-
-
-class BlockNorm(NamedTuple):
-    """The size of one block.
-
-    Attributes:
-      l2: Euclidean norm.
-      rms: Euclidean norm divided by the square root of the number of entries.
-      l1: sum of magnitudes.
-      size: number of entries.
-
-    Examples:
-      With entries of the same size, `l2` grows with the block and `rms` does not.
-
-      >>> import jax.numpy as jnp
-      >>> from optax_clip import diagnostics
-      >>> tree = {"bias": jnp.full(1, 3.0), "kernel": jnp.full((4, 4), 3.0)}
-      >>> for name, norm in diagnostics.block_norms(tree).items():
-      ...     print(f"{name:6} l2 {norm.l2:4.1f}, rms {norm.rms:.1f}")
-      bias   l2  3.0, rms 3.0
-      kernel l2 12.0, rms 3.0
-    """
-
-    l2: jax.Array
-    rms: jax.Array
-    l1: jax.Array
-    size: jax.Array
-
-
-def block_norms(tree: Any, blocks: Blocks | None = None) -> dict[Any, BlockNorm]:
-    """Returns the norms of every block of a gradient, an update or the parameters.
-
-    Args:
-      tree: pytree of arrays.
-      blocks: ``blocks(path)`` names the block of a leaf by its path, for example
-        ``"encoder/0/kernel"``, or is a :class:`Stacked`; None makes every leaf a block.
-
-    Returns:
-      {block: :class:`BlockNorm`}.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from optax_clip import diagnostics
-      >>> norms = diagnostics.block_norms({"head": jnp.array([3.0, -4.0, 0.0, 0.0])})
-      >>> [float(q) for q in norms["head"]]
-      [5.0, 2.5, 7.0, 4.0]
-    """
-    parts = partition(tree, blocks)
-    tree = jax.tree.map(jnp.asarray, tree)
-    scaled, scale = tree_balance(tree)
-    l2 = jnp.sqrt(parts.vdots(scaled, scaled)) / scale
-    size = jnp.asarray(parts.sizes, l2.dtype)
-    l1 = parts.sums(jax.tree.map(jnp.abs, tree))
-    return parts.by_name(BlockNorm(l2, l2 / jnp.sqrt(size), l1, size))
+from optax_clip.diagnostics._blocks import BlockNorm, Blocks, Partition, partition
+from optax_clip.diagnostics._eigenvalues import BlockEigenvalues
+from optax_clip.diagnostics._subset import flat_arrays
 
 
 class Heterogeneity(NamedTuple):
@@ -82,7 +43,8 @@ class Heterogeneity(NamedTuple):
       gini: mean absolute difference over twice the mean: 0 where all are equal, 1 - 1/n
         where all but one are zero.
       variation: coefficient of variation, standard deviation over mean.
-      entropy: of the shares, over its maximum log n: 1 where all are equal.
+      entropy: of the fractions of the sum, over its maximum log n: 1 where all are
+        equal.
       max_over_median: the largest over the median.
 
     Examples:
@@ -112,7 +74,9 @@ def heterogeneity(values: Mapping[Any, Any] | jax.typing.ArrayLike) -> Heterogen
     ``rms`` per parameter.
 
     Args:
-      values: non-negative numbers, a vector or a mapping from blocks to numbers.
+      values: non-negative numbers, a vector or a mapping from blocks to numbers. Of the
+        result of :func:`block_norms` it takes ``l2``, of that of
+        :func:`block_eigenvalues` the spectral norm.
 
     Returns:
       A :class:`Heterogeneity`; traced zeros give nan.
@@ -134,25 +98,34 @@ def heterogeneity(values: Mapping[Any, Any] | jax.typing.ArrayLike) -> Heterogen
       in Transformers <https://arxiv.org/abs/2502.00213>`_, 2025.
     """
     if isinstance(values, Mapping):
-        values = jnp.stack([jnp.asarray(value) for value in values.values()])
+        values = jnp.asarray([_size(value) for value in values.values()])
     x = jnp.asarray(values, float)
     if x.ndim != 1 or not x.size:
         raise ValueError(f"values must be a vector of numbers; got shape {x.shape}.")
-    if _checks.is_concrete(x) and not (
-        bool(jnp.all((x >= 0) & jnp.isfinite(x))) and bool(jnp.any(x > 0))
-    ):
-        msg = f"values must be finite and non-negative, and not all zero; got {x}."
-        raise ValueError(msg)
-    n, mean, share = x.size, jnp.mean(x), x / jnp.sum(x)
+    if _checks.is_concrete(x):
+        known = np.asarray(x)
+        if not (np.all((known >= 0) & np.isfinite(known)) and np.any(known > 0)):
+            msg = f"values must be finite and non-negative, and not all zero; got {x}."
+            raise ValueError(msg)
+    gini, variation, entropy, peak, median = _heterogeneity(x)
+    return Heterogeneity(gini, variation, entropy, _checks.quotient(peak, median))
+
+
+@jax.jit
+def _heterogeneity(x: jax.Array) -> tuple[jax.Array, ...]:
+    n, mean, fraction = x.size, jnp.mean(x), x / jnp.sum(x)
     # sum_ij |x_i - x_j| = 2 sum_i (2 i - n - 1) x_(i) over the sorted x.
     order = jnp.arange(1 - n, n, 2, dtype=x.dtype)
-    entropy = jnp.sum(jnp.where(share == 0, 0, -share * jnp.log(share)))
-    return Heterogeneity(
-        gini=jnp.sum(order * jnp.sort(x)) / (n**2 * mean),
-        variation=jnp.std(x) / mean,
-        entropy=entropy / np.log(n) if n > 1 else jnp.ones_like(mean),
-        max_over_median=jnp.max(x) / jnp.median(x),
-    )
+    gini = jnp.sum(order * jnp.sort(x)) / (n**2 * mean)
+    logs = jnp.log(jnp.where(fraction == 0, 1, fraction))
+    entropy = jnp.sum(-fraction * logs) / np.log(n) if n > 1 else jnp.ones_like(mean)
+    return gini, jnp.std(x) / mean, entropy, jnp.max(x), jnp.median(x)
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, BlockNorm):
+        return value.l2
+    return value.spectral_norm if isinstance(value, BlockEigenvalues) else value
 
 
 class Complexity(NamedTuple):
@@ -164,7 +137,7 @@ class Complexity(NamedTuple):
       sign: Lambda_P, curvature weighted by numbers of parameters.
       covariance: Lambda_G - Lambda_P, the covariance over parameters of squared
         gradient (relative to its mean) and curvature.
-      sign_step: ||g||_1 / (P Lambda_P), the step of sign descent.
+      sign_step: ||g||_1 / (P Lambda_P), the step of sign descent; inf for no curvature.
 
     Examples:
       The whole gradient lies in the steep one of two blocks of equal size: gradient
@@ -187,7 +160,7 @@ class Complexity(NamedTuple):
 
 
 def hessian_complexity(
-    gradient: Any, curvatures: Mapping[Any, Any], blocks: Blocks | None = None
+    gradient: Any, curvatures: Mapping[Any, Any], *, blocks: Blocks | None = None
 ) -> Complexity:
     r"""Returns the weighted Hessian complexities of gradient and sign descent.
 
@@ -200,14 +173,15 @@ def hessian_complexity(
 
     Args:
       gradient: pytree of arrays.
-      curvatures: {block: h_b}, spectral norms of the block Hessians, such as the
-        `spectral_norm` of :func:`block_eigenvalues`.
+      curvatures: {block: h_b}, spectral norms of the block Hessians, or the result of
+        :func:`block_eigenvalues`.
       blocks: as for :func:`block_norms`; must be those of `curvatures`.
 
     Returns:
       A :class:`Complexity`.
 
     Raises:
+      TypeError: if `curvatures` is no mapping, or see :func:`block_norms`.
       ValueError: if the blocks of the gradient are not those of `curvatures`, or if it
         is zero or not finite.
 
@@ -226,26 +200,8 @@ def hessian_complexity(
     return _complexity("gradient", gradient, curvatures, blocks)
 
 
-def _complexity(
-    name: str, gradient: Any, curvatures: Mapping[Any, Any], blocks: Blocks | None
-) -> Complexity:
-    parts, gradient = partition(gradient, blocks), jax.tree.map(jnp.asarray, gradient)
-    _checks.check_norm(gradient, tree_norm(gradient), name)
-    scaled, scale = tree_balance(gradient)
-    h, squares = _aligned(curvatures, parts), parts.vdots(scaled, scaled)
-    size = jnp.asarray(parts.sizes, squares.dtype)
-    of_gradient = jnp.sum(squares / jnp.sum(squares) * h)
-    of_sign = jnp.sum(size / jnp.sum(size) * h)
-    # The difference of two large numbers loses digits, the covariance does not.
-    weight = size / jnp.sum(size)
-    relative = (squares / size) / (jnp.sum(squares) / jnp.sum(size))
-    covariance = jnp.sum(weight * (relative - 1) * (h - of_sign))
-    l1 = jnp.sum(parts.sums(jax.tree.map(jnp.abs, scaled))) / scale
-    return Complexity(of_gradient, of_sign, covariance, l1 / (jnp.sum(size) * of_sign))
-
-
 def sharpness_bound(
-    direction: Any, curvatures: Mapping[Any, Any], blocks: Blocks | None = None
+    direction: Any, curvatures: Mapping[Any, Any], *, blocks: Blocks | None = None
 ) -> jax.Array:
     r"""Returns the largest directional sharpness that block curvatures allow.
 
@@ -262,7 +218,8 @@ def sharpness_bound(
       A scalar.
 
     Raises:
-      ValueError: see :func:`hessian_complexity`.
+      TypeError: see :func:`hessian_complexity`.
+      ValueError: likewise.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -274,10 +231,40 @@ def sharpness_bound(
     return _complexity("direction", direction, curvatures, blocks).gradient
 
 
-def _aligned(curvatures: Mapping[Any, Any], parts: Partition) -> jax.Array:
+def _complexity(
+    name: str, tree: Any, curvatures: Mapping[Any, Any], blocks: Blocks | None
+) -> Complexity:
+    selection, leaves = flat_arrays(tree, name)
+    parts = partition(selection.paths, leaves, blocks)
+    if not isinstance(curvatures, Mapping):
+        kind = type(curvatures).__name__
+        raise TypeError(f"curvatures must be a mapping from blocks; got a {kind}.")
     if set(curvatures) != set(parts.names):
         lone = sorted(map(str, set(curvatures) ^ set(parts.names)))
         raise ValueError(
             f"curvatures must have the blocks of the tree; see {lone[:3]}."
         )
-    return jnp.stack([jnp.asarray(curvatures[name], float) for name in parts.names])
+    _checks.check_norm(_norm(leaves), name, selection.keys, leaves)
+    h = jnp.asarray([_size(curvatures[block]) for block in parts.names], float)
+    *weighted, l1 = _weighted(leaves, h, parts=parts)
+    step = _checks.quotient(l1, sum(parts.sizes) * weighted[1])
+    return Complexity(*weighted, sign_step=step)
+
+
+_norm = jax.jit(tree_norm)
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _weighted(
+    leaves: list[jax.Array], h: jax.Array, parts: Partition
+) -> tuple[jax.Array, ...]:
+    """Returns Lambda_G, Lambda_P, their covariance and the l1 norm."""
+    scaled, scale = tree_balance([jnp.abs(x) for x in leaves])
+    squares = parts.vdots(scaled, scaled)
+    weight = jnp.asarray(np.divide(parts.sizes, sum(parts.sizes)), squares.dtype)
+    h, of_gradient = h.astype(squares.dtype), squares / jnp.sum(squares)
+    of_sign = jnp.sum(weight * h)
+    # The difference of two large numbers loses digits, the covariance does not.
+    covariance = jnp.sum((of_gradient - weight) * (h - of_sign))
+    l1 = jnp.sum(parts.sums(scaled)) / scale
+    return jnp.sum(of_gradient * h), of_sign, covariance, l1

@@ -5,15 +5,17 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import optax_clip
 from optax_clip import diagnostics
 from optax_clip.diagnostics import directional_derivatives, directional_sharpness
 
 from . import problems
-from .problems import quadratic, transformer_loss, waves
+from .problems import makes_nan, quadratic, transformer_loss, waves
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -51,7 +53,7 @@ def test_all_derivatives_equal_those_of_the_dense_hessian(rng, x64, mode):
     rtol = 1e-8 if mode == "finite_difference" else 1e-12
     np.testing.assert_allclose(d.loss, loss, rtol=rtol)
     np.testing.assert_allclose(d.slope, g @ v, rtol=rtol)
-    np.testing.assert_allclose(d.curvature, v @ h @ v, rtol=rtol)
+    np.testing.assert_allclose(d.sharpness, v @ h @ v, rtol=rtol)
     np.testing.assert_allclose(d.direction_norm, np.linalg.norm(problems.flat(u)))
 
 
@@ -75,7 +77,7 @@ def test_float64_finds_a_curvature_of_1e_7_of_the_largest(rng, mode):
         # Ends of the spectrum that cancel but for 1e-7 of the larger one.
         low, high = np.abs(values[[0, -1]])
         v = np.sqrt(high) * vectors[:, 0] + np.sqrt(low * (1 + 1e-7)) * vectors[:, -1]
-        s = derivatives(x, unravel(jnp.asarray(v)), batch, mode=mode).curvature
+        s = derivatives(x, unravel(jnp.asarray(v)), batch, mode=mode).sharpness
         wanted = 1e-7 * low * high / (v @ v)
         np.testing.assert_allclose(s, wanted, rtol=1e-6)
         assert wanted < 1e-7 * max(low, high)
@@ -108,30 +110,38 @@ def test_scaling_a_direction_changes_nothing(rng, scale):
     wanted = derivatives(params, u, batch)
     scaled = jax.tree.map(lambda x: jnp.float32(scale) * x, u)
     got = derivatives(params, scaled, batch)
-    np.testing.assert_allclose(got.curvature, wanted.curvature, rtol=1e-5)
+    np.testing.assert_allclose(got.sharpness, wanted.sharpness, rtol=1e-5)
     np.testing.assert_allclose(got.slope, np.sign(scale) * wanted.slope, rtol=1e-5)
     norm = np.float32(abs(scale)) * wanted.direction_norm
     np.testing.assert_allclose(got.direction_norm, norm, rtol=1e-5)
 
 
-def test_the_best_step_and_the_predictions_are_exact_on_a_parabola(rng):
+def test_newtons_step_and_the_predictions_are_exact_on_a_parabola(rng):
     x, a, u = (jnp.asarray(rng.uniform(1, 2, 6), jnp.float32) for _ in range(3))
     d = directional_derivatives(quadratic, x, -u, a)
-    at = diagnostics.loss_along(quadratic, x, -u, jnp.stack([d.best_step]), a)[0]
+    at = diagnostics.loss_along(quadratic, x, -u, a, steps=jnp.stack([d.newton_step]))[
+        0
+    ]
     np.testing.assert_allclose(d.loss - at, d.predicted_decrease, rtol=1e-5)
     change = quadratic(x - u, a) - quadratic(x, a)
     np.testing.assert_allclose(d.predicted_change, change, rtol=1e-5)
 
 
-def test_without_convexity_there_is_no_best_step_and_nan_stays_nan():
-    def with_curvature(curvature):
-        numbers = [jnp.float32(x) for x in (1.0, -1.0, curvature, 1.0)]
+def test_without_convexity_there_is_no_newton_step():
+    def with_sharpness(sharpness):
+        numbers = [jnp.float32(x) for x in (1.0, -1.0, sharpness, 1.0)]
         return diagnostics.DirectionalDerivatives(*numbers)
 
-    for curvature in (0.0, -1.0):
-        assert with_curvature(curvature).best_step == jnp.inf
-        assert with_curvature(curvature).predicted_decrease == jnp.inf
-    assert jnp.isnan(with_curvature(jnp.nan).best_step)
+    for sharpness in (0.0, -1.0):
+        with jax.debug_infs(True):  # an answer is no mistake
+            assert with_sharpness(sharpness).newton_step == jnp.inf
+            assert with_sharpness(sharpness).predicted_decrease == jnp.inf
+
+
+@makes_nan
+def test_a_sharpness_of_nan_has_a_newton_step_of_nan():
+    numbers = [jnp.float32(x) for x in (1.0, -1.0, jnp.nan, 1.0)]
+    assert jnp.isnan(diagnostics.DirectionalDerivatives(*numbers).newton_step)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -171,6 +181,122 @@ def test_a_subset_can_leave_integer_leaves_out():
         where=lambda path: path != "steps",
     )
     np.testing.assert_allclose(s, 2, rtol=1e-6)
+
+
+### the table
+
+
+def rows(rng, dtype=jnp.float64):
+    x, u, batch = problems.draw_waves(rng, dtype)
+    gradient = jax.grad(waves)(x, batch)
+    return x, {"sgd": jax.tree.map(jnp.negative, gradient), "u": u}, batch
+
+
+def test_the_table_agrees_with_its_parts(rng, x64):
+    x, updates, batch = rows(rng)
+    measure = functools.partial(diagnostics.sharpness_table, waves, baseline="sgd")
+    table = jax.jit(measure)(x, updates, batch)
+    base = problems.flat(updates["sgd"])
+    for name, update in updates.items():
+        d = directional_derivatives(waves, x, update, batch)
+        row, u = table[name], problems.flat(update)
+        for field in ("loss", "slope", "sharpness", "direction_norm", "newton_step"):
+            np.testing.assert_allclose(
+                getattr(row, field), getattr(d, field), rtol=1e-9
+            )
+        np.testing.assert_allclose(row.predicted_change, d.predicted_change, rtol=1e-9)
+        angle = u @ base / np.linalg.norm(u) / np.linalg.norm(base)
+        np.testing.assert_allclose(row.cosine, angle, rtol=1e-9)
+        moved = jax.tree.map(jnp.add, x, update)
+        change = waves(moved, batch) - waves(x, batch)
+        np.testing.assert_allclose(row.change, change, rtol=1e-9)
+        np.testing.assert_allclose(row.rho, change / d.predicted_change, rtol=1e-9)
+    ratio = table["u"].sharpness / abs(table["sgd"].sharpness)
+    np.testing.assert_allclose(table["u"].ratio, ratio)
+
+
+def test_on_a_parabola_the_change_is_the_predicted_one(rng):
+    x, a = jnp.asarray(rng.uniform(1, 2, (2, 6)), jnp.float32)
+    updates = {"sgd": -0.01 * a * x, "sign": -3.0 * jnp.sign(x)}
+    table = diagnostics.sharpness_table(quadratic, x, updates, a, baseline="sgd")
+    for row in table.values():
+        np.testing.assert_allclose(row.rho, 1, rtol=1e-3)
+
+
+def test_the_mean_of_tables_is_right_in_every_column(rng, x64):
+    x, updates, batch = rows(rng)
+    parts = [jax.tree.map(lambda a, i=i: a[i::2], batch) for i in range(2)]
+    weights = [float(problems.tokens(part)) for part in parts]
+
+    def table(batch):
+        return diagnostics.sharpness_table(waves, x, updates, batch, baseline="sgd")
+
+    mean = diagnostics.mean_over_batches(table, parts, weight=problems.tokens).mean
+    whole, halves = table(batch), [table(part) for part in parts]
+    for name, row in mean.items():
+        for field in (
+            "loss",
+            "slope",
+            "sharpness",
+            "change",
+            "cosine",
+            "direction_norm",
+            "newton_step",
+            "predicted_decrease",
+            "predicted_change",
+            "rho",
+        ):
+            wanted = getattr(whole[name], field)
+            np.testing.assert_allclose(getattr(row, field), wanted, rtol=1e-9)
+        # The papers average ratios.
+        ratio = np.average([half[name].ratio for half in halves], weights=weights)
+        np.testing.assert_allclose(row.ratio, ratio, rtol=1e-9)
+
+
+def test_the_mean_of_a_convex_and_a_concave_batch_has_a_newton_step():
+    def loss(x, a):
+        return a * x**2
+
+    def table(a):
+        updates = {"sgd": jnp.array(-1.0)}
+        return diagnostics.sharpness_table(
+            loss, jnp.array(1.0), updates, a, baseline="sgd"
+        )
+
+    batches = [jnp.array(3.0), jnp.array(-1.0)]
+    row = diagnostics.mean_over_batches(table, batches).mean["sgd"]
+    assert (row.newton_step, row.predicted_decrease, row.rho) == (1, 1, 1)
+
+
+def test_pseudo_updates_go_straight_into_the_table(rng):
+    x, _, batch = rows(rng, jnp.float32)
+    tx = optax_clip.pseudo_updates(
+        {
+            "sgd": optax.sgd(1.0),
+            "clipped": optax.chain(
+                optax_clip.clip_top_k_coordinates(0.2), optax.sgd(1.0)
+            ),
+        }
+    )
+    _, state = tx.update(jax.grad(waves)(x, batch), tx.init(x), x)
+    table = diagnostics.sharpness_table(waves, x, state.updates, batch, baseline="sgd")
+    g, clipped = (problems.flat(state.updates[name]) for name in ("sgd", "clipped"))
+    angle = g @ clipped / np.linalg.norm(g) / np.linalg.norm(clipped)
+    assert angle < 0.999
+    np.testing.assert_allclose(table["clipped"].cosine, angle, rtol=1e-5)
+    np.testing.assert_allclose(abs(table["sgd"].ratio), 1, rtol=1e-6)
+
+
+def test_bad_tables_are_named(rng):
+    x, updates, batch = rows(rng, jnp.float32)
+
+    def refuses_table(match, updates, baseline="u", error=ValueError):
+        with pytest.raises(error, match=match):
+            diagnostics.sharpness_table(waves, x, updates, batch, baseline=baseline)
+
+    refuses_table("baseline must be one of 'sgd', 'u'; got 'adam'", updates, "adam")
+    refuses_table("got one like params", x, "w")
+    refuses_table("updates must be a mapping", [x], error=TypeError)
 
 
 ### many directions, parts of a batch, transformations of jax
@@ -213,6 +339,7 @@ def test_many_streamed_directions_equal_the_whole_batch(small):
         np.testing.assert_allclose(got[name], wanted[name], rtol=1e-10)
 
 
+@makes_nan
 def test_parts_without_tokens_do_not_poison_the_mean(small):
     params, u, batch = small
     # Of two parts the second takes the odd rows, which have no weight.
@@ -233,32 +360,6 @@ def test_arguments_without_axes_reach_every_part_whole():
         loss, jnp.ones(2), jnp.ones(2), jnp.float32(3), rows, microbatches=3
     )
     np.testing.assert_allclose(got, 7.5, rtol=1e-6)
-
-
-def test_a_mean_over_an_iterator_is_the_whole_batch_and_reports_progress(small):
-    params, u, batch = small
-    parts = [jax.tree.map(lambda x, i=i: x[i : i + 3], batch) for i in (0, 3, 6)]
-    seen = []
-
-    @jax.jit
-    def measure(params, u, part):
-        return directional_derivatives(waves, params, u, part)
-
-    got = diagnostics.mean_over_batches(
-        lambda part: measure(params, u, part),
-        iter(parts),
-        weight=problems.tokens,
-        progress=lambda done, mean: seen.append((done, float(mean.loss))),
-    )
-    wanted = derivatives(params, u, batch)
-    np.testing.assert_allclose(got, wanted, rtol=1e-10)
-    assert [done for done, _ in seen] == [1, 2, 3]
-    np.testing.assert_allclose(seen[-1][1], wanted.loss)
-
-
-def test_an_iterator_of_tuples_spreads_them_over_the_arguments():
-    mean = diagnostics.mean_over_batches(lambda a, b: a * b, [(2.0, 3.0), (4.0, 5.0)])
-    assert mean == 13
 
 
 def test_jit_vmap_and_scan_give_what_eager_gives(rng):
@@ -369,17 +470,22 @@ ONE = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
     ("change", "match"),
     [
         ({"b": jnp.ones(4)}, r"direction\['b'\].*expected \(3,\), got \(4,\)"),
-        ({"b": jnp.ones(3, "int32")}, r"direction\['b'\].*float32, got int32"),
-        ({"b": jnp.ones(3, "bfloat16")}, r"\['b'\].*bfloat16.*cast_like"),
-        ({"b": jnp.zeros(3).at[1].set(jnp.nan)}, r"direction\['b'\] .*not finite"),
-        ({"b": jnp.full(3, -jnp.inf)}, r"direction\['b'\] .*not finite"),
+        ({"b": np.array([0, np.nan, 0], "f")}, r"direction\['b'\] .*not finite"),
+        ({"b": np.full(3, -np.inf, "f")}, r"direction\['b'\] .*not finite"),
         ({"b": jnp.zeros(3), "w": jnp.zeros((2, 3))}, "zero in every coordinate"),
         ({"c": jnp.ones(3)}, r"structure of params: unexpected \['c'\]"),
     ],
 )
+@makes_nan
 def test_a_wrong_direction_is_named(change, match):
     refuses(match, ONE, ONE | change)
     refuses("direction 'mine'", ONE, {"fine": ONE, "mine": ONE | change})
+
+
+def test_a_direction_of_another_dtype_is_named():
+    whole, half = (ONE | {"b": jnp.ones(3, dtype)} for dtype in ("int32", "bfloat16"))
+    refuses(r"direction\['b'\].*float32, got int32", ONE, whole, error=TypeError)
+    refuses(r"direction\['b'\].*bfloat16.*cast_like", ONE, half, error=TypeError)
 
 
 def test_a_missing_leaf_and_another_container_are_named():
@@ -387,36 +493,43 @@ def test_a_missing_leaf_and_another_container_are_named():
     refuses("expected PyTreeDef", (jnp.ones(2),), [jnp.ones(2)])
 
 
+@makes_nan
 def test_traced_zero_directions_give_nan():
     s = jax.jit(lambda u: directional_sharpness(sum_of_squares, ONE, u))
     assert jnp.isnan(s(jax.tree.map(jnp.zeros_like, ONE)))
 
 
 def test_parameters_that_have_no_hessian_are_refused():
-    refuses(r"params\['n'\].*int32.*where", {"n": jnp.arange(2)}, {"n": jnp.arange(2)})
+    whole = {"n": jnp.arange(2)}
+    refuses(r"params\['n'\].*int32.*where", whole, whole, error=TypeError)
     refuses("no leaves", {}, {})
     refuses("selects no leaf", ONE, ONE, where=lambda path: "x" in path)
 
 
 def test_a_loss_that_is_not_one_finite_scalar_is_refused():
     refuses(r"scalar.*shape \(3,\)", ONE, ONE, loss=lambda x: x["b"])
-    refuses("got a tuple", ONE, ONE, loss=lambda x: (1.0, x))
-    refuses("int32", ONE, ONE, loss=lambda _: jnp.int32(1))
+    refuses("got a tuple", ONE, ONE, loss=lambda x: (1.0, x), error=TypeError)
+    refuses("int32", ONE, ONE, loss=lambda _: jnp.int32(1), error=TypeError)
+    refuses("must be a function", ONE, ONE, loss=3.0, error=TypeError)
+
+
+@makes_nan
+def test_a_loss_of_nan_is_refused():
     refuses("finite; got", ONE, ONE, loss=lambda x: jnp.nan * jnp.sum(x["b"]))
 
 
 def test_wrong_options_are_refused():
     refuses("mode.*'forward_over_reverse'.*got 'jvp'", ONE, ONE, mode="jvp")
-    refuses("positive int; got 0", ONE, ONE, args=(jnp.ones(4),), microbatches=0)
+    rows = {"args": (jnp.ones(4),), "loss": lambda x, _: sum_of_squares(x)}
+    refuses(
+        "microbatches must be an int of .* 1; got 0", ONE, ONE, microbatches=0, **rows
+    )
+    refuses("got 2.0", ONE, ONE, microbatches=2.0, error=TypeError, **rows)
+    refuses("weight must be a func", ONE, ONE, weight=1.0, error=TypeError, **rows)
+    refuses("where must be a func", ONE, ONE, where="b", error=TypeError)
+    refuses("unexpected keyword argument 'modes'", ONE, ONE, modes="", error=TypeError)
     refuses("an array in .*args", ONE, ONE, microbatches=2)
     refuses(
         r"args\[0\]\['x'\] has 5 rows, which 2 microbatches do not divide", ONE, ONE,
         args=({"x": jnp.ones(5)},), microbatches=2, loss=lambda x, _: sum_of_squares(x),
     )  # fmt: skip
-
-
-@pytest.mark.parametrize("weight", [None, lambda _: 0.0])
-def test_a_mean_over_nothing_is_refused(weight):
-    batches = [] if weight is None else [1.0]
-    with pytest.raises(ValueError, match="at least one batch"):
-        diagnostics.mean_over_batches(lambda x: x, batches, weight=weight)

@@ -1,22 +1,20 @@
 """Whether a loss can be measured at all."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from optax_clip._trees import path_name, tree_norm
-from optax_clip.diagnostics import _checks
-from optax_clip.diagnostics._problem import on_subset, restrict
+from optax_clip.diagnostics._problem import Loss, state_problem
+from optax_clip.diagnostics._subset import Where
 
 
 def check_deterministic(
-    loss: Callable[..., jax.Array],
+    loss: Loss,
     params: Any,
     *args: Any,
     tolerance: float = 0.0,
-    where: Callable[[str], bool] | None = None,
+    where: Where | None = None,
 ) -> None:
     """Raises an error if two evaluations of a loss or of its gradient differ.
 
@@ -34,6 +32,7 @@ def check_deterministic(
       where: selects the leaves of the gradient to compare by their path.
 
     Raises:
+      TypeError: see :func:`directional_derivatives`.
       ValueError: if loss or gradient differ by more.
 
     Examples:
@@ -46,22 +45,24 @@ def check_deterministic(
         ...
       ValueError: the loss is not deterministic: ... differs by 1.0 ... dropout ...
     """
-    _checks.check_params(params, where)
-    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-    paths = paths if where is None else filter(where, paths)
+    problem = state_problem(loss, params, args, {"where": where})
+    paths = problem.selection.take(problem.selection.paths)
     names = ["the loss", *(f"its gradient at {path or 'params'}" for path in paths)]
-    f = on_subset(_checks.as_scalar(loss), params, where)
-    evaluate, x = jax.value_and_grad(f), restrict(params, where)
-    first, second = evaluate(x, *args), evaluate(x, *args)
-    leaves = zip(names, jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    for name, a, b in leaves:
+    evaluate = jax.value_and_grad(lambda x: problem.value(x, *args))
+    first, second = (jax.tree.leaves(evaluate(problem.params)) for _ in range(2))
+    for name, a, b in zip(names, first, second, strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         # Equal infinities and nans are the same answer twice.
-        difference = jnp.where((a == b) | ((a != a) & (b != b)), 0, b - a)
-        distance = tree_norm(difference)
-        relative = distance / jnp.maximum(tree_norm(a), 1e-30)
+        differs = (a != b) & ~(np.isnan(a) & np.isnan(b))
+        distance = np.linalg.norm(
+            np.subtract(b, a, where=differs, out=np.zeros_like(a))
+        )
+        relative = distance / max(float(np.linalg.norm(a)), 1e-30)
         if distance != 0 and not relative <= tolerance:
             msg = (
                 f"the loss is not deterministic: in two evaluations {name} differs by "
-                f"{float(relative):.2} of its size; is dropout on?"
+                f"{relative:.2} of its size. Is dropout on, or does the loss update "
+                "batch statistics? Measure in evaluation mode, for example with "
+                "`nnx.view(model, deterministic=True, use_running_average=True)`."
             )
             raise ValueError(msg)

@@ -1,0 +1,39 @@
+"""The check that a loss is the same twice."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from optax_clip import diagnostics
+
+from . import problems
+from .problems import makes_nan, waves
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+
+@makes_nan
+def test_a_deterministic_loss_passes_even_where_it_is_not_a_number(rng):
+    x, _, batch = problems.draw_waves(rng)
+    diagnostics.check_deterministic(waves, x, batch)
+    diagnostics.check_deterministic(lambda x: jnp.sum(jnp.log(x)), -jnp.ones(3))
+
+
+def test_dropout_left_on_is_found_in_loss_or_gradient(rng):
+    def noisy(x):
+        return jnp.sum(x["w"] * rng.binomial(1, 0.5, 64)) + jnp.sum(x["b"])
+
+    def noisy_gradient(x):
+        noise = rng.normal()
+        return jnp.sum(noise * (x["w"] - jax.lax.stop_gradient(x["w"]))) + 1.0
+
+    x = {"w": jnp.ones(64), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"two evaluations the loss differs.*dropout"):
+        diagnostics.check_deterministic(noisy, x)
+    with pytest.raises(ValueError, match="its gradient at w differs"):
+        diagnostics.check_deterministic(noisy_gradient, x)
+    diagnostics.check_deterministic(noisy_gradient, x, tolerance=1e6)
+    steps = {**x, "steps": jnp.arange(2)}
+    diagnostics.check_deterministic(noisy_gradient, steps, where=lambda p: p == "b")
+    with pytest.raises(ValueError, match="its gradient at w differs"):
+        diagnostics.check_deterministic(noisy_gradient, steps, where=lambda p: p == "w")
