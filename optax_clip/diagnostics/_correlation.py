@@ -109,7 +109,7 @@ def gradient_hessian_correlation(
     confidence: float = 0.95,
     **options: Unpack[Options],
 ) -> Correlation:
-    r"""Correlates |g_i| with |H_ii| over random coordinates.
+    r"""Correlates ``|g_i|`` with ``|H_ii|`` over random coordinates.
 
     Args:
       loss: see :func:`directional_derivatives`.
