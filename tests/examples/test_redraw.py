@@ -86,10 +86,10 @@ def test_the_hash_of_a_figure_knows_its_numbers_and_words():
 
 def test_the_readmes_table_stands_between_its_comments(copy):
     path = copy / "README.md"
-    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    path.write_text(f"before\n{readme.BEGIN}\nstale\n{readme.END}\nafter\n")
     everything.make(copy)
     text = path.read_text()
-    assert "old" not in text
+    assert "stale" not in text
     assert text.startswith(f"before\n{readme.BEGIN}\n| effect |")
     assert text.endswith(f"\n{readme.END}\nafter\n")
     path.write_text(f"{readme.BEGIN}\n")
