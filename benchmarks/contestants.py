@@ -15,7 +15,6 @@ import optax_clip
 from benchmarks.harness import import_torch
 
 FRACTION = 0.05
-CYCLE = 10  # updates that share a threshold under `refresh_every`
 INEXACT = ("fixed clip", "leaf clip")  # whose threshold is another one
 SLOW = ("jnp.sort clip", "lax.top_k clip", "torch.sort")  # one round each, the first
 
@@ -88,7 +87,6 @@ def clips(*, slow: bool) -> dict[str, optax.GradientTransformation]:
         "fixed clip": optax.clip(1.0),
         "global clip": top_k(FRACTION),
         "leaf clip": top_k(FRACTION, scope="leaf"),
-        "refreshing clip": top_k(FRACTION, refresh_every=CYCLE),
     }
     if slow:
         contestants |= {
@@ -113,7 +111,7 @@ def clip_by(
 
 
 def peers(*, slow: bool) -> dict[str, Callable[[Data], float]]:
-    """Searches for the threshold alone; magnitudes are joined for them beforehand."""
+    """Searches for the threshold alone, in magnitudes concatenated beforehand."""
     contestants: dict[str, Callable[[Data], float]] = {"np.partition": partition}
     if (torch := import_torch()) is not None:
 

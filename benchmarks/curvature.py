@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import harness
 from benchmarks.harness import Measured
-from examples import run_folder
+from examples.lab import files
 from examples.models import huggingface, t5
 from optax_clip import diagnostics
 
@@ -177,4 +177,4 @@ def run(job: Job) -> Measured:
 
 if __name__ == "__main__":
     source, target = map(Path, sys.argv[1:])
-    run_folder.write_json(target, run(json.loads(source.read_text())))
+    files.write_json(target, run(json.loads(source.read_text())))

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from examples import run_folder
+from examples.lab import files, provenance
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -69,7 +69,7 @@ class Occasion(NamedTuple):
         return {
             "command": command,
             "date": self.date,
-            "made_with": run_folder.provenance() | peer_versions(),
+            "made_with": provenance.made_with() | peer_versions(),
             "load_average": {"before": self.load, "after": os.getloadavg()},
         }
 
@@ -155,4 +155,4 @@ def save(path: Path, record: Row, names: Sequence[str] = ()) -> None:
     key = " / ".join([device, *(str(record[name]) for name in names)])
     records = json.loads(path.read_text()) if path.is_file() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(path, dict(sorted({**records, key: record}.items())))
+    files.write_json(path, dict(sorted({**records, key: record}.items())))

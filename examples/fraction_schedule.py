@@ -15,10 +15,9 @@ from examples.data import zipf
 STEPS = 200
 FRACTION = optax.linear_schedule(0.2, 0.0, STEPS // 2)
 
-# `refresh_every` decides what is compiled; every other number may be injected.
-optimizer = optax.inject_hyperparams(
-    optax_clip.clipped_sgd, static_args="refresh_every"
-)(optax.cosine_decay_schedule(0.3, STEPS), fraction=FRACTION, momentum=0.9)
+optimizer = optax.inject_hyperparams(optax_clip.clipped_sgd)(
+    optax.cosine_decay_schedule(0.3, STEPS), fraction=FRACTION
+)
 
 
 def loss(params: jax.Array, step: jax.Array) -> jax.Array:
@@ -47,8 +46,8 @@ def main() -> tuple[list[float], list[float], int]:
         clipped.append(optax_clip.clip_metrics(opt_state)["clipped_fraction"])
         if step % 20 == 0:
             print(f"{step:3}: fraction {fractions[-1]:.2f}, clipped {clipped[-1]:.3f}")
-    print(f"loss {np.mean(losses[:10]):.2f} -> {np.mean(losses[-10:]):.4f}")
     print(f"compilations of the step: {compilations}")
+    print(f"loss {np.mean(losses[:10]):.2f} -> {np.mean(losses[-10:]):.4f}")
     return jax.device_get(fractions), jax.device_get(clipped), compilations
 
 

@@ -38,7 +38,7 @@ def main() -> None:
         apply_fn=model.apply,
         params=model.init(jax.random.key(0), x_BxW)["params"],
         tx=optax_clip.clipped_sgd(
-            optax.cosine_decay_schedule(3.0, STEPS), fraction=0.05, momentum=0.9
+            optax.cosine_decay_schedule(3.0, STEPS), fraction=0.05, decay=0.9
         ),
     )
     losses = []
@@ -46,8 +46,8 @@ def main() -> None:
         state, loss = train_step(state)
         losses.append(loss)
     clipped = optax_clip.clip_metrics(state.opt_state)["clipped_fraction"]
-    print(f"loss {np.mean(losses[:10]):.2f} -> {np.mean(losses[-10:]):.4f}")
     print(f"{clipped:.1%} of the last gradient's coordinates clipped")
+    print(f"loss {np.mean(losses[:10]):.2f} -> {np.mean(losses[-10:]):.4f}")
 
 
 if __name__ == "__main__":

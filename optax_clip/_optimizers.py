@@ -162,7 +162,7 @@ def clipped_adafactor(
     *,
     fraction: optax.ScalarOrSchedule = 0.05,
     scope: Scope = "global",
-    min_dim_size_to_factor: int = 1,
+    min_dim_size_to_factor: int | None = None,
     decay_rate: ArrayLike = 0.8,
     decay_offset: ArrayLike = 0,
     multiply_by_parameter_scale: bool = True,
@@ -193,7 +193,7 @@ def clipped_adafactor(
         :math:`\min(10^{-2}, 1 / \sqrt{t})`.
       fraction: as in :func:`clipped_sgd`.
       scope: as in :func:`clipped_sgd`.
-      min_dim_size_to_factor: the smallest dimension that is factored.
+      min_dim_size_to_factor: the smallest dimension that is factored; None for any.
       decay_rate: exponent of the second moment's decay :math:`1 - t^{-0.8}`.
       decay_offset: number of updates to subtract from :math:`t` there.
       multiply_by_parameter_scale: whether to multiply by
@@ -235,7 +235,7 @@ def clipped_adafactor(
       Cost <https://arxiv.org/abs/1804.04235>`_, 2018.
     """
     second_moment = optax.scale_by_factored_rms(
-        factored, decay_rate, decay_offset, min_dim_size_to_factor, eps
+        factored, decay_rate, decay_offset, min_dim_size_to_factor or 1, eps
     )
     steps: list[optax.GradientTransformation] = [
         clip_numerator(second_moment, fraction, scope=scope)
@@ -402,4 +402,4 @@ def _decayed_weights(weight_decay, mask) -> list[optax.GradientTransformation]:
 
 def _relative_step(count: ArrayLike) -> jax.Array:
     """Returns Adafactor's ``min(1e-2, 1 / sqrt(t))``, with ``t = count + 1``."""
-    return jnp.minimum(1e-2, 1 / jnp.sqrt(jnp.asarray(count, jnp.float32) + 1))
+    return jnp.minimum(1e-2, 1 / jnp.sqrt(jnp.asarray(count, float) + 1))

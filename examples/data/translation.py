@@ -1,14 +1,15 @@
 """English-French pairs: where they come from, how they are split, and their tokens.
 
-    committed_split() / file_split(path, seed) / opus_books_split(seed)
-        -> Split(train, valid) of Pair
+    committed_split() / libreoffice_split() / file_split(path, seed)
+        / opus_books_split(seed) -> Split(train, valid) of Pair
         -> tokenise(pairs, vocabulary, max_length) -> Tokenised(arrays, dropped)
 
 `batching.batch_at` takes batches from the arrays.
 """
 
+import hashlib
 import lzma
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,13 @@ from examples.data.batching import Arrays, padded
 from examples.data.vocabulary import PAD, Vocabulary
 
 PREFIX = "translate English to French: "
+_KINDS = "tsv", "sources.txt"
 HELD_OUT = ("wesnoth-tsg", "wesnoth-sota")
-_EN_FR = Path(__file__).parent / "en_fr"
+# The pairs, and where each is from.
+EN_FR, LIBREOFFICE = (
+    tuple(Path(__file__).parent / name / f"{name}.{kind}.xz" for kind in _KINDS)
+    for name in ("en_fr", "libreoffice")
+)
 _OPUS_TRAIN, _OPUS_VALID = 10_240, 1_024
 
 
@@ -45,17 +51,18 @@ class Tokenised(NamedTuple):
 
 
 def committed_split() -> Split:
-    """The pairs of this repository; whole stories are held out for validation."""
-    lines = _read_xz(_EN_FR / "en_fr.tsv.xz")
-    origins = _read_xz(_EN_FR / "en_fr.sources.txt.xz")
-    pairs = []
-    for line, origin in zip(lines, origins, strict=True):
-        english, french = line.split("\t")
-        pairs.append(Pair(english, french, origin))
-    return Split(
-        train=[pair for pair in pairs if pair.origin not in HELD_OUT],
-        valid=[pair for pair in pairs if pair.origin in HELD_OUT],
-    )
+    """The pairs of two games; whole stories are held out for validation."""
+    return _committed(EN_FR, HELD_OUT.__contains__)
+
+
+def libreoffice_split() -> Split:
+    """The pairs of LibreOffice's help; one page in sixteen is held out as a whole."""
+    return _committed(LIBREOFFICE, is_one_in_sixteen)
+
+
+def is_one_in_sixteen(origin: str) -> bool:
+    """By the name alone, so that another edition of the pages is split alike."""
+    return hashlib.sha256(origin.encode()).digest()[0] % 16 == 0
 
 
 def file_split(path: Path, seed: int, valid_fraction: float = 0.05) -> Split:
@@ -124,6 +131,16 @@ def tokenise(
         for side, name in enumerate(("source", "target"))
     }
     return Tokenised(arrays, dropped=len(pairs) - len(kept))
+
+
+def _committed(paths: tuple[Path, ...], held_out: Callable[[str], bool]) -> Split:
+    lines, origins = map(_read_xz, paths)
+    split = Split([], [])
+    for line, origin in zip(lines, origins, strict=True):
+        english, french = line.split("\t")
+        part = split.valid if held_out(origin) else split.train
+        part.append(Pair(english, french, origin))
+    return split
 
 
 def _read_xz(path: Path) -> list[str]:

@@ -9,11 +9,17 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from examples.models.pretrained_llama import is_llama
 from examples.tasks.language import load_causal_lm, load_masked_lm
+from examples.tasks.llama import load_llama
 from examples.tasks.task import Task
 from examples.tasks.translation import load_translation
 
 TaskName = Literal["translation", "masked_lm", "causal_lm"]
+Dataset = Literal[
+    "en_fr", "libreoffice", "opus_books", "python", "help_english", "help_french"
+]
+_PAIRS = ("en_fr", "libreoffice", "opus_books")
 
 CHECKPOINTS = {
     "translation": "examples/checkpoints/t5-enfr-small",
@@ -32,10 +38,12 @@ class Choice:
 
     task: TaskName = "translation"
     init: str | None = None
-    """A folder with a model in the Hugging Face layout, a name on the hub, or
-    "minilm"; without it, the project's own for the task."""
-    dataset: Literal["en_fr", "opus_books"] = "en_fr"
-    """The committed pairs, or the paper's data from the Hugging Face hub."""
+    """A folder with a model in the Hugging Face layout, a name on the hub, "minilm",
+    "smollm2" or another Llama's .gguf; without it, the project's own for the task."""
+    dataset: Dataset = "en_fr"
+    """Committed pairs of games or of LibreOffice's help, or the paper's from the
+    Hugging Face hub. For a Llama: Python's standard library or that help in one
+    language, instead of reviews."""
     pairs: Path | None = None
     """A file of English<TAB>French lines, instead of the dataset."""
     documents: Path | None = None
@@ -46,7 +54,8 @@ class Choice:
         if self.init is None and self.task not in CHECKPOINTS:
             raise ValueError(
                 "--task causal_lm has no committed model: give one with --init, such "
-                "as what `python -m examples.pretrain encoder --settings.causal` makes."
+                "as smollm2, which is fetched, or what `python -m examples.pretrain "
+                "encoder --settings.causal` makes."
             )
         return self.init or CHECKPOINTS[self.task]
 
@@ -59,15 +68,20 @@ def load(choice: Choice, *, max_length: int, batch_size: int, seed: int) -> Task
             fit, said in one sentence.
     """
     translating = choice.task == "translation"
+    llama = choice.task == "causal_lm" and is_llama(choice.checkpoint())
+    given = choice.dataset != "en_fr"
     if choice.documents and translating:
         raise ValueError("--documents is for language models; translation has --pairs.")
-    if not translating and (choice.pairs or choice.dataset != "en_fr"):
+    if not translating and (choice.pairs or (given and choice.dataset in _PAIRS)):
         raise ValueError(
-            "--pairs and --dataset are for translation; language models have "
-            "--documents."
+            "--pairs and --dataset with pairs are for translation; language models "
+            "have --documents."
         )
-    if choice.pairs and choice.dataset != "en_fr":
-        raise ValueError("--pairs and --dataset exclude each other: choose one.")
+    if choice.dataset not in _PAIRS and not llama:
+        raise ValueError(f"--dataset {choice.dataset} is for a Llama, such as smollm2.")
+    if given and (choice.pairs or choice.documents):
+        other = "--pairs" if choice.pairs else "--documents"
+        raise ValueError(f"{other} and --dataset exclude each other: choose one.")
     settings = _Settings(
         choice.checkpoint(),
         max_length,
@@ -77,6 +91,9 @@ def load(choice: Choice, *, max_length: int, batch_size: int, seed: int) -> Task
         choice.pairs,
         choice.documents,
     )
+    if llama:
+        dataset = choice.dataset if given else "reviews"
+        return load_llama(dataclasses.replace(settings, dataset=dataset))
     loaders = {
         "translation": load_translation,
         "masked_lm": load_masked_lm,
@@ -93,7 +110,7 @@ class _Settings:
     max_length: int
     batch_size: int
     seed: int
-    dataset: Literal["en_fr", "opus_books"]
+    dataset: str
     pairs: Path | None
     documents: Path | None
     measured_batches: int = 1

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ class TranslationSettings(TaskSettings, Protocol):
     """What `load_translation` asks of settings."""
 
     @property
-    def dataset(self) -> Literal["en_fr", "opus_books"]: ...
+    def dataset(self) -> str: ...
     @property
     def pairs(self) -> Path | None: ...
 
@@ -119,6 +119,8 @@ def _vocabulary(folder: Path, rows: int) -> tuple[vocabulary.Vocabulary, Path]:
 def _split(settings: TranslationSettings) -> translation.Split:
     if settings.pairs:
         return translation.file_split(settings.pairs, settings.seed)
+    if settings.dataset == "libreoffice":
+        return translation.libreoffice_split()
     if settings.dataset == "opus_books":
         return translation.opus_books_split(settings.seed)
     return translation.committed_split()

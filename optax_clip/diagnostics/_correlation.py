@@ -99,7 +99,7 @@ def gradient_hessian_correlation(
     key: jax.Array, coordinates: int = 256, probes: int | None = None,
     resamples: int = 1000, confidence: float = 0.95, **options: Unpack[Options],
 ) -> Correlation:  # fmt: skip
-    r"""Correlates |g_i| with |H_ii| over random coordinates.
+    r"""Correlates ``|g_i|`` with ``|H_ii|`` over random coordinates.
 
     Args:
       loss: see :func:`directional_derivatives`.

@@ -32,7 +32,7 @@ def _predicted_decrease(self: Any) -> Any:
 
 
 def _predicted_change(self: Any) -> Any:
-    """Second-order change of the loss by the whole step u: <g,u> + u^T H u / 2."""
+    """Change of the loss by the whole step u, to second order, <g,u> + u^T H u / 2."""
     norm = self.direction_norm
     return norm * (self.slope + norm * self.sharpness / 2)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
@@ -79,3 +80,23 @@ def hub(monkeypatch, snapshot_download):
     """Put a function in the place of the Hugging Face hub's."""
     module = types.SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+
+
+def byte_characters():
+    """The character that stands for each byte in a byte-level BPE."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    shifted = {byte: chr(256 + n) for n, byte in enumerate(others)}
+    return [shifted.get(byte, chr(byte)) for byte in range(256)]
+
+
+def byte_tokenizer():
+    """A byte-level BPE without merges, with the special tokens of SmolLM2."""
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    pieces = [*names, *byte_characters()]
+    vocabulary = {piece: id_ for id_, piece in enumerate(pieces)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(names)
+    return tokenizer

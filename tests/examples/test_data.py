@@ -189,7 +189,7 @@ def test_decoding_stops_at_eos_and_leaves_out_pads_and_sentinels(words):
     reason="another trainer may find other pieces",
 )
 def test_training_again_gives_the_committed_vocabulary_to_the_byte(tmp_path):
-    from examples import train_vocabulary
+    from examples.pretrain import vocabulary as train_vocabulary
 
     train_vocabulary.main(out=tmp_path / "spiece.model")
     trained = (tmp_path / "spiece.model").read_bytes()

@@ -655,12 +655,10 @@ def test_a_coordinate_without_gradient_stays_in_half_precision(factory, dtype):
     params = {"embedding": jnp.ones((6, 4), dtype)}
     g = {"embedding": jnp.zeros((6, 4), dtype).at[2].set(1e-2)}  # one word
     tx = factory()
-    updates, state = tx.update(g, tx.init(params), params)
-    zeros = np.asarray(g["embedding"]) == 0
-    assert_same_bits(
-        np.abs(np.asarray(updates["embedding"])[zeros]), np.zeros(20, dtype)
-    )
-    assert np.isfinite(np.asarray(updates["embedding"], np.float32)).all()
+    updates, _ = tx.update(g, tx.init(params), params)
+    update = np.asarray(updates["embedding"], np.float32)
+    assert np.isfinite(update).all()
+    np.testing.assert_array_equal(update == 0, np.asarray(g["embedding"]) == 0)
 
 
 # Derivatives

@@ -440,7 +440,8 @@ def test_an_empty_leaf_changes_nothing_else(name, rng):
     assert updates.pop("empty").shape == (0, 3)
     (expected,), _ = stepper(name).follow([g], g)
     assert_close(updates, expected, ulps=32)
-    assert_finite(optax_clip.clip_metrics(state))
+    if name in CLIPPING:
+        assert_finite(optax_clip.clip_metrics(state))
 
 
 # Other wrappers and containers

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("strict")
 
 SHADOWS = {
     "SGD, 5 % clipped": optax_clip.clipped_sgd(1.0, fraction=0.05),
-    "NSGD": optax_clip.clipped_normalized_sgd(1.0, 0),
-    "Adam, update clipped": update_clipped_adam(1.0, 0.5),
+    "NSGD": optax_clip.clipped_normalized_sgd(1.0, fraction=0),
+    "Adam, update clipped": update_clipped_adam(1.0, fraction=0.5),
     "Adafactor": optax_clip.clipped_adafactor(None, fraction=0.05),
     "SignSGD": optax.chain(
         optax.ema(0.9, debias=False), optax.scale_by_sign(), optax.scale(-1.0)

@@ -13,8 +13,6 @@ import os
 import re
 import sys
 
-import polib
-
 MIN, MAX = 3, 64  # whitespace tokens, both sides
 BAD = re.compile(r"[${}|%\\=@~#*_^<>\[\]]|https?:|www\.|\.(cfg|png|lua|txt)\b")
 ABBR = re.compile(
@@ -100,8 +98,45 @@ def letters(s):
     return sum(c.isalpha() for c in s) / max(len(s), 1)
 
 
-def main(out, specs):
+def fault(a, b):
+    """Why a pair is not kept, or None."""
+    na, nb = len(a.split()), len(b.split())
+    if not (MIN <= na <= MAX and MIN <= nb <= MAX):
+        return "length"
+    if BAD.search(a) or BAD.search(b):
+        return "markup/variables"
+    if not ratio_ok(a, b):
+        return "ratio"
+    few = letters(a) < 0.65 or letters(b) < 0.65
+    if few or (not a[0].isalnum() and a[0] not in "\"('"):
+        return "letters"
+    if not re.search(r'[.!?:;,"\')»]$', a) and min(na, nb) < 6:
+        return "title-like"
+    if a.lower() == b.lower():
+        return "untranslated"
+    return None
+
+
+def collect(messages):
+    """Rows (English, French, label) of (English, French, label), and counts of why."""
     seen_e, seen_f, rows, why = set(), set(), [], collections.Counter()
+    for en, fr, label in messages:
+        for a, b in pairs(norm(en), norm(fr)):
+            a, b = a.strip("-–— ").strip(), b.strip("-–— ").strip()
+            reason = fault(a, b)
+            if reason is None and (a.lower() in seen_e or b.lower() in seen_f):
+                reason = "duplicate"
+            why[reason or "kept"] += 1
+            if reason is None:
+                seen_e.add(a.lower())
+                seen_f.add(b.lower())
+                rows.append((a, b, label))
+    return rows, why
+
+
+def messages(specs):
+    import polib
+
     for spec in specs:
         label, path = spec.split("=", 1)
         cat = polib.mofile(path) if path.endswith(".mo") else polib.pofile(path)
@@ -118,38 +153,11 @@ def main(out, specs):
                 if re.match(r"^[A-Za-z _.:=,\-]{1,60}\^", e.msgid)
                 else e.msgid
             )
-            for a, b in pairs(norm(mid), norm(e.msgstr)):
-                a, b = a.strip("-–— ").strip(), b.strip("-–— ").strip()
-                na, nb = len(a.split()), len(b.split())
-                if not (MIN <= na <= MAX and MIN <= nb <= MAX):
-                    why["length"] += 1
-                    continue
-                if BAD.search(a) or BAD.search(b):
-                    why["markup/variables"] += 1
-                    continue
-                if not ratio_ok(a, b):
-                    why["ratio"] += 1
-                    continue
-                if (
-                    letters(a) < 0.65
-                    or letters(b) < 0.65
-                    or (not a[0].isalnum() and a[0] not in "\"('")
-                ):
-                    why["letters"] += 1
-                    continue
-                if not re.search(r'[.!?:;,"\')»]$', a) and min(na, nb) < 6:
-                    why["title-like"] += 1
-                    continue
-                if a.lower() == b.lower():
-                    why["untranslated"] += 1
-                    continue
-                if a.lower() in seen_e or b.lower() in seen_f:
-                    why["duplicate"] += 1
-                    continue
-                seen_e.add(a.lower())
-                seen_f.add(b.lower())
-                rows.append((a, b, label))
-                why["kept"] += 1
+            yield mid, e.msgstr, label
+
+
+def main(out, specs):
+    rows, why = collect(messages(specs))
     with (
         open(out, "w", encoding="utf8") as f,
         open(os.path.splitext(out)[0] + ".sources.txt", "w") as g,
