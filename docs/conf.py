@@ -24,9 +24,8 @@ project = "optax_clip"
 author = "The optax_clip authors"
 copyright = author  # noqa: A001 (the name is Sphinx's)
 settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-release = version = settings.get("version") or re.search(
-    r'__version__ = "(.+)"', (ROOT / "optax_clip" / "__init__.py").read_text()
-).group(1)
+package = (ROOT / "optax_clip" / "__init__.py").read_text()
+release = version = re.search(r'__version__ = "(.+)"', package).group(1)
 repository = settings.get("urls", {}).get("Repository")
 
 extensions = [
@@ -88,6 +87,7 @@ sphinx_gallery_conf = {
     "ignore_pattern": r"tiny_model",  # what they import
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
+    "capture_repr": (),
     "doc_module": ("optax_clip",),
     "reference_url": {"optax_clip": None},
     "download_all_examples": False,

@@ -11,6 +11,8 @@ for three updates of a small transformer. To measure your own model, you need a 
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
 import optax
 from tiny_model import batch_at, init_params, loss
 
@@ -76,7 +78,18 @@ for name, d in measured.items():
     )
 
 # %%
-# Read it from left to right. The gradient is the steepest of the three, and by far the
+# The parabolas that these numbers describe:
+
+fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+s = np.linspace(0, 1.2, 100)
+for (name, d), style in zip(measured.items(), ("-", "--", ":"), strict=True):
+    ax.plot(s, d.loss + d.slope * s + d.sharpness * s**2 / 2, style, label=name)
+ax.set(xlabel="distance along the update", ylabel="loss", ylim=(None, d.loss + 0.02))
+ax.set_title("To second order, clipped SGD goes further and lower")
+ax.legend()
+
+# %%
+# Read the numbers from left to right. The gradient is the steepest of the three, and by far the
 # sharpest. Clipping gives away some of the slope and more of the sharpness, so that the
 # parabola's minimum lies further away *and* lower. ``predicted_decrease`` is
 # :math:`\mathrm{slope}^2 / (2\,\mathrm{sharpness})`, and ``newton_step`` the distance
