@@ -15,10 +15,9 @@ from examples.data import zipf
 STEPS = 200
 FRACTION = optax.linear_schedule(0.2, 0.0, STEPS // 2)
 
-# `refresh_every` decides what is compiled; every other number may be injected.
-optimizer = optax.inject_hyperparams(
-    optax_clip.clipped_sgd, static_args="refresh_every"
-)(optax.cosine_decay_schedule(0.3, STEPS), fraction=FRACTION, momentum=0.9)
+optimizer = optax.inject_hyperparams(optax_clip.clipped_sgd)(
+    optax.cosine_decay_schedule(0.3, STEPS), fraction=FRACTION
+)
 
 
 def loss(params: jax.Array, step: jax.Array) -> jax.Array:

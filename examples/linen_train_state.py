@@ -38,7 +38,7 @@ def main() -> None:
         apply_fn=model.apply,
         params=model.init(jax.random.key(0), x_BxW)["params"],
         tx=optax_clip.clipped_sgd(
-            optax.cosine_decay_schedule(3.0, STEPS), fraction=0.05, momentum=0.9
+            optax.cosine_decay_schedule(3.0, STEPS), fraction=0.05, decay=0.9
         ),
     )
     losses = []

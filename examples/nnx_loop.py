@@ -35,7 +35,7 @@ def train(name: str, tx: optax.GradientTransformation, steps: int = 200) -> floa
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     losses = [train_step(model, optimizer, np.int32(step)) for step in range(steps)]
     if "clipped" in name:
-        metrics = optax_clip.clip_metrics(nnx.as_pure(optimizer.opt_state))
+        metrics = optax_clip.clip_metrics(optimizer.opt_state)
         print(*(f"last {key} {value:.2g}" for key, value in metrics.items()))
     before, after = np.mean(losses[:10]), np.mean(losses[-10:])
     print(f"{name}: loss {before:.2f} -> {after:.4f}")

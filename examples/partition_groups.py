@@ -47,9 +47,8 @@ def train(name: str, optimizer: optax.GradientTransformation) -> dict[str, jax.A
 
 def main() -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     sgd, clipped_sgd = optax.sgd, optax_clip.clipped_sgd
-    inside = optax.partition(  # in the metrics: numbered and labelled
-        {"matrix": clipped_sgd(3.0, 0.05), "vector": clipped_sgd(0.3, 0.25)}, GROUPS
-    )
+    matrix, vector = clipped_sgd(3.0, fraction=0.05), clipped_sgd(0.3, fraction=0.25)
+    inside = optax.partition({"matrix": matrix, "vector": vector}, GROUPS)
     one = optax.chain(
         optax_clip.clip_top_k_coordinates(0.05),
         optax.partition({"matrix": sgd(0.3, 0.9), "vector": sgd(0.03, 0.9)}, GROUPS),

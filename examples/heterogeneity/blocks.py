@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import optax_clip
 from examples.heterogeneity import eigenvalues, norms
@@ -97,19 +96,13 @@ class Instruments:
         }
         found = {}
         for name, direction in directions.items():
-            # Where most coordinates are 0, such as those of an embedding's unused
-            # rows, the threshold may be 0, and with it everything.
-            if _norm(direction) > 0:
-                described = self._describe(direction, curvatures)
-                found[name] = {
-                    "sharpness": self._sharpness(params, direction, self.batch),
-                    "bound": described["bound"],
-                    "heterogeneity": described["heterogeneity"],
-                }
+            described = self._describe(direction, curvatures)
+            found[name] = {
+                "sharpness": self._sharpness(params, direction, self.batch),
+                "bound": described["bound"],
+                "heterogeneity": described["heterogeneity"],
+            }
         return found
-
-
-_norm = jax.jit(optax.tree.norm)
 
 
 def _describe(direction: Params, curvatures: Mapping[str, Any]) -> Numbers:

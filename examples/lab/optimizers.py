@@ -16,6 +16,11 @@ LEARNING_RATES = Path(__file__).parents[1] / "results" / "learning_rates.json"
 Factory = Callable[[Any, float], optax.GradientTransformation]
 
 
+def _clipping(make: Callable[..., Any], **options: Any) -> Factory:
+    """An optimizer of this package as a function of learning rate and fraction."""
+    return lambda rate, fraction: make(rate, fraction=fraction, **options)
+
+
 def _sgd(rate: Any, _: float) -> optax.GradientTransformation:
     """`clipped_sgd` without its clip: the plain chain, which compiles faster."""
     return optax.chain(optax.ema(0.9, debias=False), optax.scale_by_learning_rate(rate))
@@ -75,16 +80,16 @@ EPSILONS = ("1e-6", "1e-4", "1e-2", "1")
 # paper's momentum, which is the moving average at ten times the learning rate.
 OPTIMIZERS: Mapping[str, Factory] = {
     "sgd": _sgd,
-    "clipped_sgd": optax_clip.clipped_sgd,
+    "clipped_sgd": _clipping(optax_clip.clipped_sgd),
     "adam": lambda rate, _: optax.adam(rate),
-    "clipped_adam": optax_clip.clipped_adam,
+    "clipped_adam": _clipping(optax_clip.clipped_adam),
     "clipped_adam_update": _clipped_adam_update,
-    "adafactor": lambda rate, _: optax_clip.clipped_adafactor(rate, 0.0),
-    "clipped_adafactor": optax_clip.clipped_adafactor,
+    "adafactor": lambda rate, _: optax_clip.clipped_adafactor(rate, fraction=0.0),
+    "clipped_adafactor": _clipping(optax_clip.clipped_adafactor),
     "normalized_sgd": _normalized_sgd,
-    "clipped_normalized_sgd": optax_clip.clipped_normalized_sgd,
+    "clipped_normalized_sgd": _clipping(optax_clip.clipped_normalized_sgd),
     "lion": lambda rate, _: optax.lion(rate, weight_decay=0.0),
-    "clipped_lion": optax_clip.clipped_lion,
+    "clipped_lion": _clipping(optax_clip.clipped_lion),
     "sign_sgd": _sign_sgd,
     "norm_clipped_sgd": _norm_clipped_sgd,
     "adamw": lambda rate, _: optax.adamw(rate, weight_decay=0.01),
@@ -94,9 +99,7 @@ OPTIMIZERS: Mapping[str, Factory] = {
     "plain_sign_sgd": _plain_sign_sgd,
     "rmsprop": _rmsprop,
     **{f"adam_eps_{epsilon}": _adam(float(epsilon)) for epsilon in EPSILONS},
-    "clipped_sgd_per_leaf": lambda rate, fraction: optax_clip.clipped_sgd(
-        rate, fraction, scope="leaf"
-    ),
+    "clipped_sgd_per_leaf": _clipping(optax_clip.clipped_sgd, scope="leaf"),
 }
 
 # The seven whose directions the paper compares on one trajectory.

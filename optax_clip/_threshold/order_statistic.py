@@ -4,30 +4,21 @@
 
   one device, or jax.shard_map    `passes.find`, with the axes that the types tell
   an explicit mesh                the same, in a jax.shard_map over the whole mesh
-  an automatic mesh               the same, in every shard, placed by the partitioner
-  an automatic mesh on TPU, in    `counts.count_arrays`: a compiler that places the
-  an export, in shard_map(...,    sums itself; more passes, no sample
-  axis_names=some)
+  an automatic mesh               the same in every shard, where there is a hook for it
+  else                            `counts.count_arrays`: more passes, no sample, and a
+                                  compiler that places the sums
 
-On an automatic mesh only the compiler knows how an array is split, so the search is a
-primitive of its own, `order_statistic_p`: it is lowered through
-`jax.experimental.custom_partitioning`, which asks for the code of a shard once the
-splits are known. XLA for TPU has no such hook (jax-ml/jax#38196), and what is exported
-cannot hold one.
+`partitioner` chooses between the last two.
 """
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
-from jax.extend.core import Primitive, jaxpr_as_fun
-from jax.interpreters import batching, mlir
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from optax_clip._threshold import passes
@@ -40,7 +31,8 @@ from optax_clip._threshold.keys import (
     magnitude_key,
     unsigned,
 )
-from optax_clip._threshold.shards import AxisName, Shards, number_of_shards
+from optax_clip._threshold.partitioner import Ways, partitioned
+from optax_clip._threshold.shards import Axes, AxisName, Shards, number_of_shards
 
 
 class Threshold(NamedTuple):
@@ -92,7 +84,7 @@ def largest(
     """Returns the threshold for a fraction of 0, at the price of one reduction."""
     dtype = common_dtype(arrays)
 
-    def find(arrays):
+    def find(*arrays):
         top = jnp.zeros(max(groups) + 1, key_dtype(dtype))
         for array, group in zip(arrays, groups, strict=True):
             key = magnitude_key(lax.stop_gradient(array), dtype)
@@ -102,7 +94,8 @@ def largest(
 
     meshes = _meshes(arrays)
     explicit = _axis_types(meshes) == {AxisType.Explicit}
-    top = (_in_shards(find, meshes[0], arrays) if explicit else find)(arrays)
+    find = _in_shards(find, meshes[0], arrays) if explicit else find
+    top = find(*arrays)
     value = lax.bitcast_convert_type(top.astype(unsigned(dtype)), dtype)
     return Threshold(value, jnp.zeros(top.shape, jnp.float32))
 
@@ -111,15 +104,8 @@ class _Problem(NamedTuple):
     """What is known of a search before there are arrays."""
 
     groups: tuple[int, ...]
-    fraction: float | None  # None if it is traced
+    fraction: float | None  # None if it is the last operand
     axis_name: AxisName | None
-
-    def sizes(self, arrays: Sequence[Any], split: Sequence[Any]) -> list[int]:
-        """Returns the number of coordinates of each group, in all shards together."""
-        sizes = [0] * (max(self.groups) + 1)
-        for array, group, axes in zip(arrays, self.groups, split, strict=True):
-            sizes[group] += math.prod(array.shape) * number_of_shards(axes)
-        return sizes
 
 
 # Compiled, so that an eager caller pays once for a function and its shapes.
@@ -154,248 +140,79 @@ def _derivative(problem: _Problem, primals: tuple, tangents: tuple) -> tuple:
 
 
 def _dispatch(problem: _Problem, arrays: list, fraction: jax.Array) -> tuple:
-    arrays = [lax.stop_gradient(array) for array in arrays]
-    fraction = lax.stop_gradient(fraction)
+    operands = [lax.stop_gradient(x) for x in (*arrays, fraction)]
     meshes = _meshes(arrays)
     kinds = _axis_types(meshes)
-    whole = functools.partial(_on_each_device, problem)
+    whole = functools.partial(_find, problem)
+    by_compiler = functools.partial(_find, problem, by_compiler=True)
     if kinds == {AxisType.Explicit}:
-        return _in_shards(whole, meshes[0], arrays)(arrays, fraction)
-    if AxisType.Manual in kinds or problem.axis_name is not None:
-        partly = AxisType.Auto in kinds
-        return (functools.partial(_by_compiler, problem) if partly else whole)(
-            arrays, fraction
-        )
-    bind = functools.partial(_bind, problem)
-    if AxisType.Explicit in kinds:  # some axes are, some are not
-        mesh = meshes[0]
-        axes = {
-            name
-            for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-            if kind == AxisType.Explicit
-        }
-        bind = jax.sharding.auto_axes(bind, axes=axes, out_sharding=(P(), P()))
-    return bind(arrays, fraction)
+        run = _in_shards(whole, meshes[0], operands)
+    elif AxisType.Manual in kinds or problem.axis_name is not None:
+        run = by_compiler if AxisType.Auto in kinds else whole
+    else:
 
+        def in_shards(split):
+            return functools.partial(whole, split=split)
 
-# 1. On one device, or in every shard.
-
-
-def _on_each_device(problem: _Problem, arrays: list, fraction: jax.Array) -> tuple:
-    shards = Shards.of(arrays, problem.axis_name)
-    return _find(problem, arrays, fraction, shards, problem.sizes(arrays, shards.split))
+        run = functools.partial(partitioned, Ways(whole, in_shards, by_compiler))
+        if AxisType.Explicit in kinds:  # of some axes
+            kind_of = dict(zip(meshes[0].axis_names, meshes[0].axis_types, strict=True))
+            axes = tuple(a for a, kind in kind_of.items() if kind == AxisType.Explicit)
+            run = jax.sharding.auto_axes(run, axes=axes, out_sharding=(P(), P()))
+    return tuple(run(*operands))
 
 
 def _find(
     problem: _Problem,
-    arrays: list,
-    fraction: jax.Array,
-    shards: Shards,
-    sizes: list[int],
+    *operands: jax.Array,
+    split: Sequence[Axes] | None = None,
     by_compiler: bool = False,
-) -> tuple:
-    """Returns values and fractions; everything is counted in 64-bit integers."""
-    dtype = common_dtype(arrays)
+) -> list[jax.Array]:
+    """Returns values and fractions.
+
+    Args:
+      problem: what to find.
+      *operands: the arrays, or this device's shards of them, and a traced fraction.
+      split: the axes that each array is split over; None if types tell them.
+      by_compiler: whether arrays are split in ways that only the compiler knows.
+    """
+    *arrays, fraction = operands
+    fraction = fraction if problem.fraction is None else problem.fraction
+    groups, dtype = problem.groups, common_dtype(arrays)
+    known = split is not None
+    shards = Shards.along(split[:-1]) if known else Shards.of(arrays, problem.axis_name)
+    sizes = [0] * (max(groups) + 1)
+    for array, group, axes in zip(arrays, groups, shards.split, strict=True):
+        sizes[group] += array.size * number_of_shards(axes)
     if not any(sizes):
-        return jnp.zeros(len(sizes), dtype), jnp.zeros(len(sizes), jnp.float32)
-    given = fraction if problem.fraction is None else problem.fraction
+        return [jnp.zeros(len(sizes), dtype), jnp.zeros(len(sizes), jnp.float32)]
+
+    def restart(bracket, skipped):
+        return bracket.without_zeros(skipped, fraction, dtype)
+
     with wide():
-        ranks = [jnp.asarray(rank(given, size), jnp.int64) for size in sizes]
-        skipped = jnp.stack(ranks)
-
-        def restart(bracket, skipped):
-            return bracket.without_zeros(skipped, given, dtype)
-
+        skipped = jnp.stack([jnp.asarray(rank(fraction, n), jnp.int64) for n in sizes])
         if by_compiler:
-            last = search(
-                lambda probes: count_arrays(
-                    arrays, problem.groups, probes, dtype, shards
-                ),
-                skipped,
-                Bracket.around_all(jnp.asarray(sizes, jnp.int64), dtype),
-                restart=restart,
+            count = functools.partial(
+                count_arrays, arrays, groups, dtype=dtype, shards=shards
             )
+            start = Bracket.around_all(jnp.asarray(sizes, jnp.int64), dtype)
+            last = search(count, skipped, start, restart=restart)
         else:
-            last = passes.find(
-                arrays, problem.groups, sizes, skipped, dtype, restart, shards
-            )
-        size = jnp.asarray([max(size, 1) for size in sizes], jnp.float32)
+            last = passes.find(arrays, groups, sizes, skipped, dtype, restart, shards)
         # What exceeds `low` is what reaches `high`; nothing reaches the key of an
         # empty group, of which only `low` means anything.
         value = lax.bitcast_convert_type(last.low.astype(unsigned(dtype)), dtype)
-        return value, last.reach_high.astype(jnp.float32) / size
+        size = jnp.asarray([max(n, 1) for n in sizes], jnp.float32)
+        return [value, last.reach_high.astype(jnp.float32) / size]
 
 
-def _by_compiler(problem: _Problem, arrays: list, fraction: jax.Array) -> tuple:
-    """Where only the compiler knows what is split, it places the sums."""
-    shards = Shards.of(arrays, problem.axis_name)
-    sizes = problem.sizes(arrays, shards.split)
-    return _find(problem, arrays, fraction, shards, sizes, by_compiler=True)
-
-
-# 2. On an explicit mesh, whose types tell the shards.
-
-
-def _in_shards(find: Any, mesh: AbstractMesh, arrays: list) -> Any:
-    specs = [jax.typeof(array).sharding.spec for array in arrays]
-
-    def find_in_shards(arrays, *numbers):
-        in_specs = specs, *[P()] * len(numbers)
-        mapped = jax.shard_map(find, mesh=mesh, in_specs=in_specs, out_specs=P())
-        return jax.jit(mapped)(arrays, *numbers)
-
-    return find_in_shards
-
-
-# 3. On an automatic mesh, whose partitioner tells them.
-
-order_statistic_p = Primitive("order_statistic")
-order_statistic_p.multiple_results = True
-
-
-def _bind(problem: _Problem, arrays: list, fraction: jax.Array) -> tuple:
-    operands = [*arrays, fraction]
-    types = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
-    # As a parameter, because JAX tells the devices only to a program that holds it.
-    partitioned = jax.make_jaxpr(functools.partial(_partitioned, problem))(*types)
-    return tuple(
-        order_statistic_p.bind(*operands, problem=problem, partitioned=partitioned)
-    )
-
-
-def _evaluate(
-    search_in: Any, *operands: jax.Array, problem: _Problem, **unused: Any
-) -> list:
-    del unused
-    *arrays, fraction = operands
-    return list(search_in(problem, arrays, fraction))
-
-
-@order_statistic_p.def_abstract_eval
-def _types(*operands: Any, problem: _Problem, **unused: Any) -> list:
-    del unused
-    shape = (max(problem.groups) + 1,)
-    dtype = common_dtype(operands[:-1])
-    return [
-        jax.core.ShapedArray(shape, dtype),
-        jax.core.ShapedArray(shape, jnp.float32),
-    ]
-
-
-order_statistic_p.def_impl(functools.partial(_evaluate, _on_each_device))
-
-
-def _one_by_one(
-    operands: Any, mapped: Any, *, problem: _Problem, **unused: Any
-) -> tuple:
-    """Under `jax.vmap` the searches run in turn: their loops differ in length."""
-    del unused
-    number = next(
-        x.shape[axis]
-        for x, axis in zip(operands, mapped, strict=True)
-        if axis is not None
-    )
-
-    def one(i):
-        taken = [
-            x if axis is None else lax.dynamic_index_in_dim(x, i, axis, keepdims=False)
-            for x, axis in zip(operands, mapped, strict=True)
-        ]
-        *arrays, fraction = taken
-        return _bind(problem, arrays, fraction)
-
-    return lax.map(one, jnp.arange(number)), [0, 0]
-
-
-batching.primitive_batchers[order_statistic_p] = _one_by_one
-
-
-def _partitioned(problem: _Problem, *operands: jax.Array) -> list:
-    """Lets the partitioner ask for the search in the shards that it has chosen."""
-    *arrays, _ = operands
-    sizes = problem.sizes(arrays, [()] * len(arrays))
-
-    def partition(mesh, given, results):
-        del results
-        *of_arrays, of_fraction = given
-        specs = [_divisible(x.shape, x.sharding.spec, mesh) for x in of_arrays]
-        shards = Shards.along([_axes(spec) for spec in specs])
-
-        def find(*operands):
-            *arrays, fraction = operands
-            return list(_find(problem, arrays, fraction, shards, sizes))
-
-        shardings = [NamedSharding(mesh, spec) for spec in specs]
-        everywhere = NamedSharding(mesh, P())
-        del of_fraction
-        return mesh, find, [everywhere] * 2, (*shardings, everywhere)
-
-    # Every dimension is a factor of its own: any split of any array will do.
-    dimensions = iter(f"d{i}" for i in range(sum(x.ndim for x in operands)))
-    rule = SdyShardingRule(
-        operand_mappings=tuple(
-            tuple(next(dimensions) for _ in x.shape) for x in operands
-        ),
-        result_mappings=(("group",), ("group",)),
-    )
-    types = _types(*operands, problem=problem)
-
-    def unpartitioned(*_):  # only its types are asked for: see `_lower`
-        return [jnp.zeros(x.shape, x.dtype) for x in types]
-
-    custom = custom_partitioning(unpartitioned)
-    custom.def_partition(partition=partition, sharding_rule=rule)
-    return custom(*operands)
-
-
-def _lower(context: Any, *operands: Any, problem: _Problem, partitioned: Any) -> Any:
-    module = context.module_context
-    where = module.axis_context
-    manual = set(getattr(where, "manual_axes", ()))
-    whole = manual and manual == set(where.mesh.axis_names)
-    no_hook = "tpu" in module.platforms or module.lowering_parameters.for_export
-    if whole or _devices(where) == 1:
-        run = functools.partial(_evaluate, _on_each_device, problem=problem)
-    elif no_hook or manual:
-        run = functools.partial(_evaluate, _by_compiler, problem=problem)
-    else:
-        run = jaxpr_as_fun(partitioned)
-    return mlir.lower_fun(run, multiple_results=True)(context, *operands)
-
-
-mlir.register_lowering(order_statistic_p, _lower)
-
-
-def _devices(axis_context: Any) -> int:
-    """Returns how many devices a program is compiled for."""
-    number = getattr(axis_context, "num_devices", None)
-    return axis_context.mesh.size if number is None else number
-
-
-def _axes(spec: P) -> tuple:
-    """Returns the mesh axes in a partition spec."""
-    entries = (
-        entry if isinstance(entry, tuple) else (entry,)
-        for entry in spec
-        if entry is not None
-    )
-    return tuple(axis for entry in entries for axis in entry)
-
-
-def _divisible(shape: tuple[int, ...], spec: P, mesh: Any) -> P:
-    """Returns the spec without what does not divide its dimension: no padding."""
-    entries = [*spec, *[None] * (len(shape) - len(spec))]
-    return P(
-        *(
-            entry
-            if size % math.prod(mesh.shape[a] for a in _axes(P(entry))) == 0
-            else None
-            for size, entry in zip(shape, entries, strict=True)
-        )
-    )
-
-
-# Where the arrays are.
+def _in_shards(
+    find: Callable[..., Any], mesh: AbstractMesh, operands: Sequence[jax.Array]
+) -> Callable[..., Any]:
+    """Runs a function on every device of an explicit mesh: types tell the shards."""
+    specs = tuple(jax.typeof(x).sharding.spec for x in operands)
+    return jax.jit(jax.shard_map(find, mesh=mesh, in_specs=specs, out_specs=P()))
 
 
 def _axis_types(meshes: Sequence[AbstractMesh]) -> set[AxisType]:

@@ -98,8 +98,9 @@ def test_one_threshold_makes_blocks_more_equal(run):
     found = clippings(moment)
     gini = {f: n["heterogeneity"]["rms"]["gini"] for f, n in found["global"].items()}
     assert gini[0.001] < gini[0.0]
-    # Fewer coordinates are not 0: the embeddings of the words in the batch.
-    assert (0.05 in found["global"], 0.05 in found["leaf"]) == (False, True)
+    # Most coordinates are 0, the embeddings of words that are not in the batch: a
+    # fraction is one of the others.
+    assert (0.05 in found["global"], 0.05 in found["leaf"]) == (True, True)
 
 
 def test_report_and_verdict_are_made_from_the_files(run):

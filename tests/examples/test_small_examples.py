@@ -84,7 +84,7 @@ def check_sweep_in_one_jit(result):
 
 
 def check_muon_partition(metrics):
-    assert metrics["clipped_fraction"] == pytest.approx(0.05, abs=1e-3)
+    assert metrics["clipped/clipped_fraction"] == pytest.approx(0.05, abs=1e-3)
 
 
 def check_nnx_loop(losses):
@@ -103,9 +103,9 @@ def check_fraction_schedule(result):
 
 def check_partition_groups(result):
     inside, outside = jax.device_get(result)
-    assert inside["0/matrix/clipped_fraction"] == pytest.approx(0.05, abs=1e-4)
-    assert inside["1/vector/clipped_fraction"] == 0.25
-    assert inside["0/matrix/threshold"] != inside["1/vector/threshold"]
+    assert inside["matrix/clipped_fraction"] == pytest.approx(0.05, abs=1e-4)
+    assert inside["vector/clipped_fraction"] == 0.25
+    assert inside["matrix/threshold"] != inside["vector/threshold"]
     assert outside.keys() == {"threshold", "clipped_fraction"}
     assert outside["clipped_fraction"] == pytest.approx(0.05, abs=1e-4)
 

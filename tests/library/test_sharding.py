@@ -1,6 +1,6 @@
 """Eight devices: the same bits as one, nothing gathered, state types that stay.
 
-On a mesh, automatic or explicit, and part by part inside `jax.shard_map`.
+On a mesh, automatic or explicit, and shard by shard inside `jax.shard_map`.
 """
 
 import functools
@@ -79,8 +79,8 @@ def all_reduces(compiled):
     return re.findall(r"= (.*) all-reduce(?:-start)?\(", compiled.as_text())
 
 
-def clip_of_parts(tx, mesh, specs, **kwargs):
-    """The jitted clip of a tree's parts, each on its own device."""
+def clip_of_shards(tx, mesh, specs, **kwargs):
+    """The jitted clip of a tree's shards, each on its own device."""
 
     def clip(fraction, g):
         return tx(fraction).update(g, tx(fraction).init(g))
@@ -259,11 +259,11 @@ def test_data_parallel_gradients_inside_shard_map_clip_each_shard_alone(rng):
     assert_same_bits(updates, np.stack(expected))
 
 
-# Parts of arrays, each on its own device
+# Shards of arrays, each on its own device
 
 F16, F32, F64, BF16 = np.float16, np.float32, np.float64, jnp.bfloat16
 BOTH = P(("data", "model"))
-PARTS = {
+SHARDS = {
     "on an explicit mesh": [
         ((8, 4), F32, P("data", "model")),
         ((4,), BF16, P("data")),
@@ -279,14 +279,16 @@ PARTS = {
     ],
     "named": [((8, 2), F32, BOTH), ((16,), BF16, BOTH), ((8, 0), F32, BOTH)],
 }
-WIDE_PARTS = {
+SHARDS["on an automatic mesh"] = SHARDS["on an explicit mesh"]
+WIDE_SHARDS = {
     "on an explicit mesh": [((8,), F64, P("data")), ((3,), F32, P())],
+    "on an automatic mesh": [((8,), F64, P("data")), ((3,), F32, P())],
     "in shard_map": [((8,), F64, P("model")), ((3,), F32, P())],
 }
 
 
 @functools.cache
-def clip_in_parts(where, specs, scope="global", x64=False):
+def clip_in_shards(where, specs, scope="global", x64=False):
     """A function like those of `test_threshold.compiled`."""
     if where.startswith("on an"):
         kind = "explicit" if where == "on an explicit mesh" else "auto"
@@ -298,7 +300,7 @@ def clip_in_parts(where, specs, scope="global", x64=False):
             optax_clip.clip_top_k_coordinates, scope=scope, axis_name=axis_name
         )
         mesh = make_mesh("auto")
-        clip = clip_of_parts(tx, mesh, [*specs], check_vma=not named)
+        clip = clip_of_shards(tx, mesh, [*specs], check_vma=not named)
 
     def place_and_clip(fraction, leaves):
         leaves = [
@@ -311,48 +313,55 @@ def clip_in_parts(where, specs, scope="global", x64=False):
 
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
-@pytest.mark.parametrize("where", PARTS)
+@pytest.mark.parametrize("where", SHARDS)
 @settings(max_examples=30)
 @given(data=st.data(), fraction=test_threshold.fractions)
-def test_clipping_in_parts_equals_sorting_to_the_bit(where, scope, data, fraction):
-    shapes, dtypes, specs = zip(*PARTS[where], strict=True)
+def test_clipping_in_shards_equals_sorting_to_the_bit(where, scope, data, fraction):
+    shapes, dtypes, specs = zip(*SHARDS[where], strict=True)
     leaves = [*map(data.draw, map(test_threshold.arrays, shapes, dtypes))]
-    clip = clip_in_parts(where, specs, scope)
+    clip = clip_in_shards(where, specs, scope)
     updates, state = clip(np.float32(fraction), leaves)
     test_threshold.check(leaves, fraction, scope, updates, state)
 
 
-@pytest.mark.parametrize("where", WIDE_PARTS)
+@pytest.mark.parametrize("where", WIDE_SHARDS)
 @settings(max_examples=30)
 @given(data=st.data(), fraction=test_threshold.fractions)
-def test_clipping_doubles_in_parts_equals_sorting_to_the_bit(where, data, fraction):
-    shapes, dtypes, specs = zip(*WIDE_PARTS[where], strict=True)
+def test_clipping_doubles_in_shards_equals_sorting_to_the_bit(where, data, fraction):
+    shapes, dtypes, specs = zip(*WIDE_SHARDS[where], strict=True)
     leaves = [*map(data.draw, map(test_threshold.arrays, shapes, dtypes))]
     with jax.enable_x64(True):
-        clip = clip_in_parts(where, specs, x64=True)
+        clip = clip_in_shards(where, specs, x64=True)
         updates, state = clip(np.float32(fraction), leaves)
     test_threshold.check(leaves, fraction, "global", updates, state)
 
 
+@pytest.mark.parametrize("where", ["on an explicit mesh", "on an automatic mesh"])
 @pytest.mark.parametrize("distribution", test_threshold.DISTRIBUTIONS)
-def test_a_million_coordinates_in_parts_clip_as_a_sort_says(distribution, rng):
+def test_a_million_coordinates_in_shards_clip_as_a_sort_says(distribution, where, rng):
     with np.errstate(over="ignore"):
         g = test_threshold.DISTRIBUTIONS[distribution](rng)[-(2**20) :].astype(F32)
     leaves = np.split(g.reshape(1024, 1024), 2)
-    clip = clip_in_parts("on an explicit mesh", (P("data", "model"), P("model")))
+    clip = clip_in_shards(where, (P("data", "model"), P("model")))
     for fraction in np.float32([2**-20, 0.05, 0.95]):
         updates, state = clip(fraction, leaves)
         test_threshold.check(leaves, fraction, "global", updates, state)
 
 
 @pytest.mark.parametrize(
-    ("where", "scope"), [("on an explicit mesh", "global"), ("in shard_map", "leaf")]
+    ("where", "scope"),
+    [
+        ("on an explicit mesh", "global"),
+        ("on an automatic mesh", "global"),
+        ("on an automatic mesh", "leaf"),
+        ("in shard_map", "leaf"),
+    ],
 )
-def test_many_leaves_in_parts_clip_as_one(where, scope, rng):
+def test_many_leaves_in_shards_clip_as_one(where, scope, rng):
     specs = P("data", "model"), P("data", "model"), P(None, "data"), P(), P("data")
     shapes = (512, 256), (512, 256), (205, 640), (300, 256), (40,)
     leaves = [rng.standard_cauchy(shape).astype(F32) for shape in shapes]
-    clip = clip_in_parts(where, specs, scope)
+    clip = clip_in_shards(where, specs, scope)
     updates, state = clip(np.float32(0.05), leaves)
     test_threshold.check(leaves, np.float32(0.05), scope, updates, state)
 
@@ -407,7 +416,7 @@ def test_a_schedule_in_shards(where, rng):
 @pytest.mark.parametrize(
     ("fraction", "check_vma"), [(0.0, True), (0.25, True), (0.25, False)]
 )
-def test_a_numerator_in_parts_is_clipped_as_the_whole_one(fraction, check_vma, rng):
+def test_a_numerator_in_shards_is_clipped_as_the_whole_one(fraction, check_vma, rng):
     mesh = make_mesh("auto")
     g = rng.standard_t(2, (8, 4)).astype(F32)
     inner = optax.scale_by_rms(0.9)
@@ -430,9 +439,9 @@ def test_a_numerator_in_parts_is_clipped_as_the_whole_one(fraction, check_vma, r
     assert_same_bits(metrics["threshold"], expected_metrics["threshold"])
 
 
-def test_complex_leaves_in_parts_clip_the_modulus(rng):
+def test_complex_leaves_in_shards_clip_the_modulus(rng):
     z = rng.standard_t(2, (8, 8)).astype(F32).view(np.complex64)
-    clip = clip_in_parts("in shard_map", (P("data", "model"),))
+    clip = clip_in_shards("in shard_map", (P("data", "model"),))
     (update,), _ = clip(np.float32(0.25), [z])
     expected = reference.clip({"": z.astype(complex)}, 0.25)[""]
     assert_close(np.real(update), expected.real, F32)
@@ -441,16 +450,16 @@ def test_complex_leaves_in_parts_clip_the_modulus(rng):
 
 def test_pmap_and_vmap_clip_over_a_named_axis(rng):
     g = rng.standard_cauchy((8, 16)).astype(F32)
-    tx = optax_clip.clip_top_k_coordinates(0.25, axis_name="parts")
+    tx = optax_clip.clip_top_k_coordinates(0.25, axis_name="shards")
     expected = reference.clip({"": g}, 0.25)[""]
     for transform in (jax.pmap, jax.vmap):
-        clip = transform(lambda g: tx.update(g, tx.init(g))[0], axis_name="parts")
+        clip = transform(lambda g: tx.update(g, tx.init(g))[0], axis_name="shards")
         assert_same_bits(clip(g), jnp.asarray(expected))
 
 
-def test_an_empty_tree_in_parts_has_no_coordinates():
+def test_an_empty_tree_in_shards_has_no_coordinates():
     mesh = make_mesh("auto")
-    clip = clip_of_parts(optax_clip.clip_top_k_coordinates, mesh, P("data"))
+    clip = clip_of_shards(optax_clip.clip_top_k_coordinates, mesh, P("data"))
     for tree in ({}, {"a": jnp.zeros((4, 0))}):
         assert clip(0.5, tree)[1].clipped_fraction == 0
 
@@ -468,7 +477,7 @@ def test_counts_of_several_devices_add_up_exactly_beyond_32_bits():
 
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
-def test_parts_past_two_to_the_31_can_be_traced(scope):
+def test_shards_past_two_to_the_31_can_be_traced(scope):
     mesh = make_mesh("explicit")
     sharding = NamedSharding(mesh, P("data"))
     g = [jax.ShapeDtypeStruct((2**34,), jnp.float32, sharding=sharding)] * 2
@@ -516,20 +525,6 @@ def test_a_donated_sharded_training_step_compiles_once(rng):
             assert not compiled
 
 
-@pytest.mark.parametrize("scope", ["global", "leaf"])
-def test_a_pass_has_the_same_collectives_for_few_leaves_and_for_many(scope):
-    mesh = make_mesh("auto")
-    tx = optax_clip.clip_top_k_coordinates(0.1, scope=scope)
-
-    def count(leaves):
-        with jax.set_mesh(mesh):
-            sharding = NamedSharding(mesh, P("data", "model"))
-            g = [jax.device_put(jnp.ones((8, 4)), sharding)] * leaves
-            return len(all_reduces(jax.jit(tx.update).lower(g, tx.init(g)).compile()))
-
-    assert count(2) == count(20) <= len(mesh.axis_names)
-
-
 SUMS_OF_SMALL = ["s64[7]"]  # seven probes
 SUMS_OF_LARGE = ["f32[1]", "s64[14]", "s64[5]", "s64[7]"]  # with sample and finish
 
@@ -538,10 +533,11 @@ SUMS_OF_LARGE = ["f32[1]", "s64[14]", "s64[5]", "s64[7]"]  # with sample and fin
     ("shape", "many", "expected"),
     [((8, 4), 30, SUMS_OF_SMALL), ((256, 256), 9, SUMS_OF_LARGE)],
 )
-def test_on_an_explicit_mesh_a_pass_sums_as_much_for_few_leaves_as_for_many(
-    shape, many, expected
+@meshes
+def test_a_pass_sums_as_much_for_few_leaves_as_for_many(
+    axis_type, shape, many, expected
 ):
-    mesh = make_mesh("explicit")
+    mesh = make_mesh(axis_type)
     tx = optax_clip.clip_top_k_coordinates(0.1)
     specs = P("data", "model"), P("model")
 
@@ -575,7 +571,7 @@ def test_a_whole_step_lowers_for_every_platform(name):
     assert exported.platforms == platforms
 
 
-@pytest.mark.parametrize("where", ["on an explicit mesh", "in shard_map"])
+@pytest.mark.parametrize("where", [where for where in SHARDS if where != "named"])
 def test_a_sharded_step_lowers_for_every_platform(where):
     explicit = where == "on an explicit mesh"
     mesh = make_mesh("explicit" if explicit else "auto")
@@ -587,12 +583,94 @@ def test_a_sharded_step_lowers_for_every_platform(where):
 
     with jax.set_mesh(mesh):
         g = shard({k: jnp.ones(s) for k, s in SHAPES.items()}, "mixed", mesh)
-        if not explicit:
+        if where == "in shard_map":
             clip = jax.shard_map(clip, in_specs=(specs,), out_specs=(specs, P()))
         platforms = ("cpu", "cuda", "tpu")
         exported = jax.export.export(jax.jit(clip), platforms=platforms)(g)
         assert exported.platforms == platforms
         assert_same_bits(jax.jit(exported.call)(g), jax.jit(clip)(g))
+
+
+def test_axes_of_a_mesh_may_be_explicit_and_automatic(rng):
+    types = (AxisType.Explicit, AxisType.Auto)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=types)
+    _, g, expected, _ = on_one_device("global", "float32")
+    tx = optax_clip.clip_top_k_coordinates(0.1)
+    with jax.set_mesh(mesh):
+        sharded = shard(g, "fsdp", mesh)
+        compiled = jax.jit(tx.update).lower(sharded, tx.init(sharded)).compile()
+        updates, _ = compiled(sharded, tx.init(sharded))
+    assert_same_bits(updates, expected)
+    assert collectives(compiled) == {"all-reduce"}
+
+
+def test_a_shard_map_may_leave_axes_to_the_compiler(rng):
+    mesh = make_mesh("auto")
+    g = rng.standard_cauchy((8, 6)).astype(F32)
+    tx = optax_clip.clip_top_k_coordinates(0.25)
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=P("data"),
+        out_specs=P("data"),
+        axis_names={"data"},
+    )
+    def clip(g):
+        return tx.update(g, tx.init(g))[0]
+
+    placed = jax.device_put(g, NamedSharding(mesh, P("data", "model")))
+    assert_same_bits(clip(placed), reference.clip({"": g}, 0.25)[""].astype(F32))
+
+
+def test_leaves_that_the_mesh_does_not_divide_clip_right(rng):
+    """As intermediate results can be split; arguments cannot."""
+    mesh = make_mesh("auto")
+    g = rng.standard_cauchy((6, 5)).astype(F32)
+    tx = optax_clip.clip_top_k_coordinates(0.25)
+    split = NamedSharding(mesh, P("data", "model"))
+
+    @jax.jit
+    def clip(g):
+        g = jax.lax.with_sharding_constraint(g * 1, split)
+        return tx.update(g, tx.init(g))[0]
+
+    assert_same_bits(clip(g), reference.clip({"": g}, 0.25)[""].astype(F32))
+
+
+def test_a_vmapped_clip_of_sharded_rows_clips_each_by_itself(rng):
+    mesh = make_mesh("auto")
+    batch = rng.standard_t(2, (3, 8, 4)).astype(F32)
+    tx = optax_clip.clip_top_k_coordinates(0.25)
+    placed = jax.device_put(batch, NamedSharding(mesh, P(None, "data", "model")))
+    together = jax.jit(jax.vmap(lambda g: tx.update(g, tx.init(g))[0]))(placed)
+    apart = [reference.clip({"": row}, 0.25)[""] for row in batch]
+    assert_same_bits(together, np.float32(apart))
+
+
+def test_the_derivative_of_a_sharded_clip_is_that_of_one_device(rng):
+    mesh = make_mesh("auto")
+    g = rng.standard_t(2, (8, 4)).astype(F32)
+    tx = optax_clip.clip_top_k_coordinates(0.25)
+
+    @jax.jit
+    @jax.grad
+    def slope(g):
+        return jnp.sum(jnp.sin(tx.update(g, tx.init(g))[0]))
+
+    expected = slope(g)
+    placed = jax.device_put(g, NamedSharding(mesh, P("data", "model")))
+    assert_close(slope(placed), expected, ulps=4)
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=P("data"), out_specs=P("data")
+    )
+    def in_shards(g):
+        return jax.grad(lambda g: jnp.sum(jnp.sin(tx.update(g, tx.init(g))[0])))(g)
+
+    assert_close(in_shards(placed), expected, ulps=4)
 
 
 TWO_PROCESSES = """

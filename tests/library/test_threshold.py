@@ -277,8 +277,8 @@ def equations_of_the_search(leaves, scope, fraction=0.1):
     """What one device runs: the primitive of the search shows nothing of it."""
     groups = range(len(leaves)) if scope == "leaf" else [0] * len(leaves)
     problem = order_statistic._Problem(tuple(groups), fraction, None)
-    search = functools.partial(order_statistic._on_each_device, problem)
-    return list(primitives(jax.make_jaxpr(search)(leaves, 0.0).jaxpr))
+    search = functools.partial(order_statistic._find, problem)
+    return list(primitives(jax.make_jaxpr(search)(*leaves, 0.0).jaxpr))
 
 
 def test_a_vmapped_clip_clips_each_row_by_itself(rng):
