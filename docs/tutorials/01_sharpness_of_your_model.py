@@ -89,9 +89,9 @@ ax.set_title("To second order, clipped SGD goes further and lower")
 ax.legend()
 
 # %%
-# Read the numbers from left to right. The gradient is the steepest of the three, and by far the
-# sharpest. Clipping gives away some of the slope and more of the sharpness, so that the
-# parabola's minimum lies further away *and* lower. ``predicted_decrease`` is
+# Read the numbers from left to right. The gradient is the steepest of the three, and by
+# far the sharpest. Clipping gives away some of the slope and more of the sharpness, so
+# that the parabola's minimum lies further away *and* lower. ``predicted_decrease`` is
 # :math:`\mathrm{slope}^2 / (2\,\mathrm{sharpness})`, and ``newton_step`` the distance
 # to the minimum. Signs go furthest in both: this is the direction that a clip of nearly
 # all coordinates ends in.
