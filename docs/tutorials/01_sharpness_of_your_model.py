@@ -73,8 +73,8 @@ measured = measure(params, updates, batch)
 
 for name, d in measured.items():
     print(
-        f"{name:22} slope {d.slope:6.2f}  sharpness {d.sharpness:7.3f}  "
-        f"predicted decrease {d.predicted_decrease:.3f} after {d.newton_step:5.2f}"
+        f"{name:22} slope {d.slope:5.2f}, sharpness {d.sharpness:4.2f}: "
+        f"falls by {d.predicted_decrease:.3f} at {d.newton_step:.2f}"
     )
 
 # %%
