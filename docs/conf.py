@@ -25,7 +25,7 @@ author = "The optax_clip authors"
 copyright = author  # noqa: A001 (the name is Sphinx's)
 settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 package = (ROOT / "optax_clip" / "__init__.py").read_text()
-release = version = re.search(r'__version__ = "(.+)"', package).group(1)
+release = version = package.split('__version__ = "')[1].split('"')[0]
 repository = settings.get("urls", {}).get("Repository")
 
 extensions = [
