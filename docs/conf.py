@@ -144,11 +144,12 @@ def copy_pages(app):
                 shutil.copyfile(path, copy)
 
 
-def link_within_site(app, name, source):
-    """Lets the links of a page, which work in the repository, work on the site."""
+def fit_to_site(app, name, source):
+    """Lets a page, which is written for the repository and doctest, fit the site."""
     page = Path(app.env.doc2path(name))
     if page.suffix == ".md" and not name.startswith("generated/"):
-        source[0] = with_links_of_the_site(source[0], page)
+        text = with_links_of_the_site(source[0], page)
+        source[0] = text.replace("\n\n```\n", "\n```\n")  # that ends an output
 
 
 def with_links_of_the_site(text, page):
@@ -194,6 +195,6 @@ def names_of_fields(app, what, name, obj, options, signature, returned):
 def setup(app):
     """Connects the functions above to Sphinx."""
     app.connect("builder-inited", copy_pages, priority=100)
-    app.connect("source-read", link_within_site)
+    app.connect("source-read", fit_to_site)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("autodoc-process-signature", names_of_fields)
