@@ -58,78 +58,54 @@ sgd  sharpness 3.4, Newton step 1.32
 sign sharpness 2.5, Newton step 1.70
 """
 
+# fmt: off
+# isort: off
 from optax_clip.diagnostics._blocks import BlockNorm, Stacked, block_norms
 from optax_clip.diagnostics._coordinates import (
-    Coordinates,
-    Persistence,
-    mask_persistence,
-    sample_coordinates,
-    take_coordinates,
+    Coordinates, Persistence, mask_persistence, sample_coordinates, take_coordinates,
     top_coordinates,
 )
 from optax_clip.diagnostics._correlation import (
-    Correlation,
-    gradient_hessian_correlation,
-    magnitude_correlation,
+    Correlation, gradient_hessian_correlation, magnitude_correlation,
 )
 from optax_clip.diagnostics._decomposition import (
-    MaskedSharpness,
-    SharpnessPart,
-    masked_sharpness,
-    split_sharpness,
+    MaskedSharpness, SharpnessPart, masked_sharpness, split_sharpness,
 )
 from optax_clip.diagnostics._derivatives import (
-    DirectionalDerivatives,
-    SharpnessRow,
-    directional_derivatives,
-    directional_sharpness,
-    sharpness_table,
+    DirectionalDerivatives, SharpnessRow, directional_derivatives,
+    directional_sharpness, sharpness_table,
 )
 from optax_clip.diagnostics._determinism import check_deterministic
 from optax_clip.diagnostics._distribution import (
-    CoordinateHistogram,
-    coordinate_histogram,
-    coordinate_quantiles,
+    CoordinateHistogram, coordinate_histogram, coordinate_quantiles,
 )
 from optax_clip.diagnostics._eigenvalues import BlockEigenvalues, block_eigenvalues
 from optax_clip.diagnostics._hessian_diagonal import (
-    hessian_diagonal,
-    hessian_diagonal_at,
+    hessian_diagonal, hessian_diagonal_at,
 )
 from optax_clip.diagnostics._heterogeneity import (
-    Complexity,
-    Heterogeneity,
-    hessian_complexity,
-    heterogeneity,
-    sharpness_bound,
+    Complexity, Heterogeneity, hessian_complexity, heterogeneity, sharpness_bound,
 )
 from optax_clip.diagnostics._landscape import LineScan, line_scan, loss_along
 from optax_clip.diagnostics._problem import ForwardOptions, Options
 from optax_clip.diagnostics._step_sizes import (
-    CriticalSharpness,
-    LineMinimum,
-    critical_sharpness,
-    minimize_along,
+    CriticalSharpness, LineMinimum, critical_sharpness, minimize_along,
 )
 from optax_clip.diagnostics._streaming import (
-    BatchMean,
-    mean_over_batches,
-    paired_differences,
+    BatchMean, mean_over_batches, paired_differences,
 )
 
-# fmt: off
 __all__ = [
-    "BatchMean", "BlockEigenvalues", "BlockNorm", "Complexity",
-    "CoordinateHistogram", "Coordinates", "Correlation", "CriticalSharpness",
-    "DirectionalDerivatives", "ForwardOptions", "Heterogeneity", "LineMinimum",
-    "LineScan", "MaskedSharpness", "Options", "Persistence", "SharpnessPart",
-    "SharpnessRow", "Stacked", "block_eigenvalues", "block_norms",
-    "check_deterministic", "coordinate_histogram", "coordinate_quantiles",
-    "critical_sharpness", "directional_derivatives", "directional_sharpness",
-    "gradient_hessian_correlation", "hessian_complexity", "hessian_diagonal",
-    "hessian_diagonal_at", "heterogeneity", "line_scan", "loss_along",
-    "magnitude_correlation", "mask_persistence", "masked_sharpness",
-    "mean_over_batches", "minimize_along", "paired_differences",
-    "sample_coordinates", "sharpness_bound", "sharpness_table", "split_sharpness",
-    "take_coordinates", "top_coordinates",
+    "BatchMean", "BlockEigenvalues", "BlockNorm", "Complexity", "CoordinateHistogram",
+    "Coordinates", "Correlation", "CriticalSharpness", "DirectionalDerivatives",
+    "ForwardOptions", "Heterogeneity", "LineMinimum", "LineScan", "MaskedSharpness",
+    "Options", "Persistence", "SharpnessPart", "SharpnessRow", "Stacked",
+    "block_eigenvalues", "block_norms", "check_deterministic", "coordinate_histogram",
+    "coordinate_quantiles", "critical_sharpness", "directional_derivatives",
+    "directional_sharpness", "gradient_hessian_correlation", "hessian_complexity",
+    "hessian_diagonal", "hessian_diagonal_at", "heterogeneity", "line_scan",
+    "loss_along", "magnitude_correlation", "mask_persistence", "masked_sharpness",
+    "mean_over_batches", "minimize_along", "paired_differences", "sample_coordinates",
+    "sharpness_bound", "sharpness_table", "split_sharpness", "take_coordinates",
+    "top_coordinates",
 ]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clip.diagnostics._subset import Selection, dtype_of, is_real, pure
+from optax_clip.diagnostics._subset import Selection, dtype_of, is_real, pure, select
 
 
 def is_concrete(tree: Any) -> bool:
@@ -89,12 +89,9 @@ def _matching_leaves(
 
 def _difference(params: Any, tree: Any) -> str:
     """Names the leaves that only one of two trees has."""
-    paths = [
-        [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(t)]
-        for t in (params, tree)
-    ]
-    missing = [path for path in paths[0] if path not in paths[1]]
-    extra = [path for path in paths[1] if path not in paths[0]]
+    wanted, given = select(params)[0].keys, select(tree)[0].keys
+    missing = [key for key in wanted if key not in given]
+    extra = [key for key in given if key not in wanted]
     if not missing and not extra:
         expected, got = jax.tree.structure(params), jax.tree.structure(tree)
         return f"expected {expected}, got {got}."
@@ -132,11 +129,8 @@ def as_loss(value: Any) -> jax.Array:
     value = jnp.asarray(value)
     real = jnp.issubdtype(value.dtype, jnp.floating)
     if value.shape or not real:
-        msg = (
-            "the loss must return one real scalar; got shape "
-            f"{value.shape} and dtype {value.dtype}."
-        )
-        raise (ValueError if real else TypeError)(msg)
+        msg = f"one real scalar; got shape {value.shape} and dtype {value.dtype}."
+        raise (ValueError if real else TypeError)(f"the loss must return {msg}")
     return value if value.dtype.itemsize > 4 else value.astype(jnp.float32)
 
 

@@ -51,13 +51,9 @@ class Correlation(NamedTuple):
 
 
 def magnitude_correlation(
-    a: jax.typing.ArrayLike,
-    b: jax.typing.ArrayLike,
-    *,
-    key: jax.Array,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-) -> Correlation:
+    a: jax.typing.ArrayLike, b: jax.typing.ArrayLike, *, key: jax.Array,
+    resamples: int = 1000, confidence: float = 0.95,
+) -> Correlation:  # fmt: skip
     r"""Correlates the magnitudes of two samples, with bootstrap intervals.
 
     Args:
@@ -99,16 +95,10 @@ def _check_bootstrap(key: Any, resamples: Any, confidence: Any) -> None:
 
 
 def gradient_hessian_correlation(
-    loss: Loss,
-    params: Any,
-    *args: Any,
-    key: jax.Array,
-    coordinates: int = 256,
-    probes: int | None = None,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    **options: Unpack[Options],
-) -> Correlation:
+    loss: Loss, params: Any, *args: Any,
+    key: jax.Array, coordinates: int = 256, probes: int | None = None,
+    resamples: int = 1000, confidence: float = 0.95, **options: Unpack[Options],
+) -> Correlation:  # fmt: skip
     r"""Correlates ``|g_i|`` with ``|H_ii|`` over random coordinates.
 
     Args:
@@ -151,14 +141,8 @@ def gradient_hessian_correlation(
     if probes is not None:
         _checks.check_count("probes", probes)
     problem = state_problem(loss, params, args, options, modes=WITH_PRODUCT)
-    return problem.run(
-        _measure_correlation,
-        key,
-        confidence,
-        coordinates=coordinates,
-        probes=probes,
-        resamples=resamples,
-    )
+    static = {"coordinates": coordinates, "probes": probes, "resamples": resamples}
+    return problem.run(_measure_correlation, key, confidence, **static)
 
 
 ### what is compiled
@@ -192,12 +176,8 @@ def _correlate(a, b, key, confidence, resamples: int) -> Correlation:
         kept = ((x > 0) & (y > 0)).astype(dtype)
         log_x, log_y = (jnp.log(jnp.where(kept > 0, z, 1)) for z in (x, y))
         x_rank, y_rank = (rankdata(z).astype(dtype) for z in (x, y))
-        return jnp.stack(
-            [
-                _pearson(log_x, log_y, kept),
-                _pearson(x_rank, y_rank, jnp.ones_like(kept)),
-            ]
-        )
+        spearman = _pearson(x_rank, y_rank, jnp.ones_like(kept))
+        return jnp.stack([_pearson(log_x, log_y, kept), spearman])
 
     keys = jax.random.split(key, resamples)
     draws = lax.map(lambda k: both(jax.random.randint(k, a.shape, 0, a.size)), keys)

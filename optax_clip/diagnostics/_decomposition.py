@@ -49,13 +49,9 @@ class SharpnessPart(NamedTuple):
 
 
 def split_sharpness(
-    loss: Loss,
-    params: Any,
-    direction: Any,
-    *args: Any,
-    blocks: Blocks | None = None,
-    **options: Unpack[Options],
-) -> dict[Any, SharpnessPart]:
+    loss: Loss, params: Any, direction: Any, *args: Any,
+    blocks: Blocks | None = None, **options: Unpack[Options],
+) -> dict[Any, SharpnessPart]:  # fmt: skip
     r"""Splits slope and sharpness exactly into blocks and the terms between them.
 
     .. math::
@@ -103,16 +99,11 @@ def split_sharpness(
     paths = problem.selection.take(problem.selection.paths)
     parts = partition(paths, problem.params, blocks)
     norms, slopes, rows = problem.run(_split, parts=parts)
-    named = [parts.by_name(row) for row in rows]
-    return {
-        b: SharpnessPart(
-            norms[i],
-            slopes[i],
-            named[i][b],
-            {c: term for c, term in named[i].items() if c != b},
-        )
-        for i, b in enumerate(parts.names)
-    }
+    result = {}
+    for name, norm, slope, row in zip(parts.names, norms, slopes, rows, strict=True):
+        cross = parts.by_name(row)
+        result[name] = SharpnessPart(norm, slope, cross.pop(name), cross)
+    return result
 
 
 def _split(problem: Problem, parts: Partition) -> tuple:
@@ -172,13 +163,9 @@ class MaskedSharpness(NamedTuple):
 
 
 def masked_sharpness(
-    loss: Loss,
-    params: Any,
-    direction: Any,
-    *args: Any,
-    mask: Any,
-    **options: Unpack[Options],
-) -> MaskedSharpness:
+    loss: Loss, params: Any, direction: Any, *args: Any,
+    mask: Any, **options: Unpack[Options],
+) -> MaskedSharpness:  # fmt: skip
     r"""Measures how much of slope and sharpness a set of coordinates carries.
 
     Args:

@@ -10,12 +10,9 @@ from optax_clip.diagnostics._subset import Where
 
 
 def check_deterministic(
-    loss: Loss,
-    params: Any,
-    *args: Any,
-    tolerance: float = 0.0,
-    where: Where | None = None,
-) -> None:
+    loss: Loss, params: Any, *args: Any,
+    tolerance: float = 0.0, where: Where | None = None,
+) -> None:  # fmt: skip
     """Raises an error if two evaluations of a loss or of its gradient differ.
 
     Dropout that is left on, random masks that are drawn inside of the loss and kernels
@@ -54,15 +51,13 @@ def check_deterministic(
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         # Equal infinities and nans are the same answer twice.
         differs = (a != b) & ~(np.isnan(a) & np.isnan(b))
-        distance = np.linalg.norm(
-            np.subtract(b, a, where=differs, out=np.zeros_like(a))
-        )
+        distance = np.linalg.norm(b[differs] - a[differs])
         relative = distance / max(float(np.linalg.norm(a)), 1e-30)
         if distance != 0 and not relative <= tolerance:
-            msg = (
-                f"the loss is not deterministic: in two evaluations {name} differs by "
-                f"{relative:.2} of its size. Is dropout on, or does the loss update "
-                "batch statistics? Measure in evaluation mode, for example with "
-                "`nnx.view(model, deterministic=True, use_running_average=True)`."
+            advice = (
+                "Is dropout on, or does the loss update batch statistics? Measure in "
+                "evaluation mode, for example of nnx.view(model, deterministic=True, "
+                "use_running_average=True)."
             )
-            raise ValueError(msg)
+            msg = f"in two evaluations {name} differs by {relative:.2} of its size."
+            raise ValueError(f"the loss is not deterministic: {msg} {advice}")

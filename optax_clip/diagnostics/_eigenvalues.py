@@ -67,15 +67,11 @@ class BlockEigenvalues(NamedTuple):
 
 
 def block_eigenvalues(
-    loss: Loss,
-    params: Any,
-    *args: Any,
-    key: jax.Array,
-    blocks: Blocks | None = None,
-    tolerance: jax.typing.ArrayLike = 1e-3,
-    max_iterations: int = 40,
+    loss: Loss, params: Any, *args: Any,
+    key: jax.Array, blocks: Blocks | None = None,
+    tolerance: jax.typing.ArrayLike = 1e-3, max_iterations: int = 40,
     **options: Unpack[Options],
-) -> dict[Any, BlockEigenvalues]:
+) -> dict[Any, BlockEigenvalues]:  # fmt: skip
     r"""Returns the largest and smallest eigenvalue of every block of the Hessian.
 
     The block Hessians :math:`H_{bb}` are measured one after the other by one compiled
@@ -135,12 +131,10 @@ def _ends(
     start, h = tree_draw(jax.random.normal, key, problem.params), hessian(problem)
 
     def ends(i):
-        return _lanczos(
-            lambda v: parts.part(h.matvec(v), i),
-            parts.part(start, i),
-            tolerance,
-            max_iterations,
-        )
+        def matvec(v):
+            return parts.part(h.matvec(v), i)
+
+        return _lanczos(matvec, parts.part(start, i), tolerance, max_iterations)
 
     return h.loss, parts.each(lax.map(ends, jnp.arange(len(parts.names))))
 

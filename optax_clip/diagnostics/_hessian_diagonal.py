@@ -32,13 +32,9 @@ from optax_clip.diagnostics._subset import has_numbers, thaw
 
 
 def hessian_diagonal(
-    loss: Loss,
-    params: Any,
-    *args: Any,
-    key: jax.Array,
-    probes: int = 16,
-    **options: Unpack[Options],
-) -> Any:
+    loss: Loss, params: Any, *args: Any,
+    key: jax.Array, probes: int = 16, **options: Unpack[Options],
+) -> Any:  # fmt: skip
     r"""Estimates the whole diagonal of the Hessian by random products.
 
     .. math::
@@ -92,12 +88,9 @@ def _zeros(leaf: Any) -> Any:
 
 
 def hessian_diagonal_at(
-    loss: Loss,
-    params: Any,
-    *args: Any,
-    coordinates: Coordinates,
-    **options: Unpack[Options],
-) -> jax.Array:
+    loss: Loss, params: Any, *args: Any,
+    coordinates: Coordinates, **options: Unpack[Options],
+) -> jax.Array:  # fmt: skip
     r"""Returns chosen diagonal entries of the Hessian exactly, one product for each.
 
     Args:

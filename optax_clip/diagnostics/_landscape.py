@@ -21,22 +21,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from optax_clip.diagnostics import _checks
-from optax_clip.diagnostics._problem import (
-    ForwardOptions,
-    Loss,
-    Problem,
-    state_problem,
-)
+from optax_clip.diagnostics._problem import ForwardOptions, Loss, Problem, state_problem
 
 
 def loss_along(
-    loss: Loss,
-    params: Any,
-    direction: Any,
-    *args: Any,
-    steps: jax.typing.ArrayLike,
-    **options: Unpack[ForwardOptions],
-) -> Any:
+    loss: Loss, params: Any, direction: Any, *args: Any,
+    steps: jax.typing.ArrayLike, **options: Unpack[ForwardOptions],
+) -> Any:  # fmt: skip
     r"""Returns the loss at several distances along a direction.
 
     .. math::
@@ -128,16 +119,11 @@ class LineScan(NamedTuple):
 
 
 def line_scan(
-    loss: Loss,
-    params: Any,
-    direction: Any,
-    *args: Any,
+    loss: Loss, params: Any, direction: Any, *args: Any,
     spacing: jax.typing.ArrayLike | Mapping[Any, jax.typing.ArrayLike],
-    grid: str = "arithmetic",
-    points: int = 21,
-    max_refinements: int = 8,
+    grid: str = "arithmetic", points: int = 21, max_refinements: int = 8,
     **options: Unpack[ForwardOptions],
-) -> Any:
+) -> Any:  # fmt: skip
     r"""Scans the loss along a direction until it exceeds its start.
 
     With ``grid="arithmetic"``, the rule of the paper, the steps are
@@ -244,7 +230,7 @@ def _scan(at, unit_steps, spacing, shrink, max_refinements) -> LineScan:
         end = jnp.where(stop, i + 1, end)
         i = jnp.where(refine, 1, jnp.where(stop, points, i + 1))
         spacing = jnp.where(refine, spacing / shrink, spacing)
-        return i, end, spacing, losses, refinements + refine
+        return i, end, spacing, losses, jnp.where(refine, refinements + 1, refinements)
 
     state = (jnp.array(1), jnp.array(points), spacing, losses, jnp.array(0))
     _, end, spacing, losses, refinements = lax.while_loop(unfinished, advance, state)

@@ -19,7 +19,7 @@ from jax import lax
 from optax_clip._trees import accumulator, tree_move, tree_norm, tree_unit
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._modes import MODES, custom_vjps
-from optax_clip.diagnostics._programs import NEEDS_VALUES, program
+from optax_clip.diagnostics._programs import program
 from optax_clip.diagnostics._streaming import Parts, Weight, plan_parts, stream
 from optax_clip.diagnostics._subset import (
     Selection,
@@ -126,7 +126,7 @@ class Problem:
     others: list[Any]  # leaves that are not measured, frozen
     args: tuple  # frozen
     directions: list[list[jax.Array]]
-    norms: jax.Array  # shape=(len(directions),)
+    norms: Any  # array of shape (len(directions),)
     loss: Loss
     weight: Weight | None
     selection: Selection
@@ -156,12 +156,11 @@ class Problem:
 
     def map(self, one: Callable[..., Any], *each: jax.Array) -> Any:
         """Stacks one(v, *[x[i] for x in each]) over the unit directions, in turn."""
-        return _in_turn(
-            lambda u, norm, *x: one(tree_unit(u, norm), *x),
-            self.directions,
-            self.norms,
-            *each,
-        )
+
+        def of_unit(u, norm, *each):
+            return one(tree_unit(u, norm), *each)
+
+        return _in_turn(of_unit, self.directions, self.norms, *each)
 
     def unit(self, i: int = 0) -> Any:
         """Returns one unit direction."""
@@ -184,23 +183,27 @@ class Problem:
         A loss that cannot take them so gets them rounded back.
         """
         wide = [x.astype(accumulator(x)) for x in self.params]
+        if all(x.dtype == w.dtype for x, w in zip(self.params, wide, strict=True)):
+            return self
         problem = dataclasses.replace(self, params=wide)
-        if not _lowers(_loss, problem):
-            dtypes = tuple(x.dtype for x in self.params)
-            return dataclasses.replace(problem, dtypes=dtypes)
-        return problem
+        if _lowers(_loss, problem):
+            return problem
+        return dataclasses.replace(problem, dtypes=tuple(x.dtype for x in self.params))
 
     def run(self, measure: Callable[..., Any], *inputs: Any, **static: Any) -> Any:
         """Returns the result of a function that also returns the loss, checked.
 
         ``measure(self, *inputs, **static)`` is compiled where values are known.
         """
+        measure_ = functools.partial(measure, **static)
         known = _checks.is_concrete((self, inputs))
-        known = known and all_known((self.args, self.others))
-        compiled = program(measure, self.loss, self.weight, static) if known else None
-        with matmul_precision(self.settings.precision):
+        if known and all_known((self.args, self.others)):
+            measure_ = program(measure, self.loss, self.weight, static) or measure_
+        precision = self.settings.precision
+        at_precision = jax.default_matmul_precision(precision)
+        with contextlib.nullcontext() if precision is None else at_precision:
             try:
-                value, found = self._call(compiled, measure, inputs, static)
+                value, found = measure_(self, *inputs)
             except Exception as error:
                 explained = self._explain(functools.partial(measure, **static), inputs)
                 if explained is None:
@@ -209,24 +212,13 @@ class Problem:
         _checks.check_finite_loss(value)
         return found
 
-    def _call(self, compiled, measure, inputs, static) -> Any:
-        if compiled is not None:
-            try:
-                return compiled(
-                    dataclasses.replace(self, loss=None, weight=None), *inputs
-                )
-            except NEEDS_VALUES:
-                pass  # The loss reads values of the batch, so it cannot be compiled.
-        return measure(self, *inputs, **static)
-
     def _explain(self, measure: Callable, inputs: tuple) -> Exception | None:
         """Returns an error that names the modes that work where this one does not."""
+        settings = {mode: self.settings._replace(mode=mode) for mode in MODES}
 
         def works(mode):
-            settings = self.settings._replace(mode=mode)
-            return _lowers(
-                measure, dataclasses.replace(self, settings=settings), *inputs
-            )
+            problem = dataclasses.replace(self, settings=settings[mode])
+            return _lowers(measure, problem, *inputs)
 
         mode = self.settings.mode
         working = [] if not mode or works(mode) else [m for m in MODES if works(m)]
@@ -247,23 +239,19 @@ def _loss(problem: Problem) -> jax.Array:
 
 def _lowers(function: Callable, *args: Any) -> bool:
     """Returns whether jax can lower a function; some derivatives fail only then."""
+    # Bare leaves for a function made here: jax forgets them with the function.
+    leaves, treedef = jax.tree.flatten(args)
     try:
-        # A function made here, because jax keeps what a living one was called with.
-        jax.jit(lambda *args: function(*args)).lower(*args)
+        jax.jit(lambda leaves: function(*treedef.unflatten(leaves))).lower(leaves)
     except Exception:  # whatever the loss raises
         return False
     return True
 
 
 def state_problem(
-    loss: Loss,
-    params: Any,
-    args: tuple,
-    options: Mapping[str, Any],
-    direction: Any = None,
-    modes: Mapping[str, Any] | None = None,
-    several: bool = True,
-) -> Problem:
+    loss: Loss, params: Any, args: tuple, options: Mapping[str, Any],
+    direction: Any = None, modes: Mapping[str, Any] | None = None, several: bool = True,
+) -> Problem:  # fmt: skip
     """Checks everything that can be checked before work and returns the problem.
 
     Args:
@@ -281,10 +269,9 @@ def state_problem(
     mode = options.get("mode", "forward_over_reverse") if modes else ""
     if modes:
         _checks.check_choice("mode", mode, modes)
-    weight = options.get("weight")
+    weight, args = options.get("weight"), freeze(args)
     _checks.check_function("the loss", loss)
     _checks.check_function("weight", weight or _loss)
-    args = freeze(args)
     parts = plan_parts(args, options.get("microbatches"), options.get("batch_argnums"))
     selection, leaves = select(params, options.get("where"))
     _checks.check_params(selection, leaves)
@@ -293,7 +280,7 @@ def state_problem(
         others=freeze(selection.leave(leaves)),
         args=args,
         directions=[],
-        norms=jnp.ones([0]),
+        norms=None,
         loss=loss,
         weight=weight,
         selection=selection,
@@ -347,10 +334,3 @@ def _in_turn(one: Callable[..., Any], directions: Sequence[Any], *each: Any) -> 
         return one(lax.switch(i, branches), *(x[i] for x in each))
 
     return lax.map(at, jnp.arange(len(directions)))
-
-
-def matmul_precision(precision: str | None) -> contextlib.AbstractContextManager:
-    """Returns the context in which matrix products have this precision."""
-    if precision is None:
-        return contextlib.nullcontext()
-    return jax.default_matmul_precision(precision)

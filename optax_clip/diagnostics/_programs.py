@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-NEEDS_VALUES = (
+_NEEDS_VALUES = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.NonConcreteBooleanIndexError,
@@ -25,33 +25,41 @@ _PROGRAMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 def program(
     measure: Callable, loss: Callable, weight: Callable | None, static: dict[str, Any]
 ) -> Callable | None:
-    """Returns the compiled measure of a problem that lacks its loss and weight.
+    """Returns the compiled measurement of a loss as a function of a problem.
 
     None for functions that cannot be recognised when they come again.
     """
     functions = (loss, _unweighted if weight is None else weight)
-    methods = (f.__func__ if inspect.ismethod(f) else None for f in functions)
-    key = (measure, *methods, *sorted(static.items()))
+    methods = [f.__func__ if inspect.ismethod(f) else None for f in functions]
     # A bound method is made anew whenever it is asked for; its object stays.
-    of_loss, of_weight = (f.__self__ if inspect.ismethod(f) else f for f in functions)
+    owners = [f.__self__ if inspect.ismethod(f) else f for f in functions]
+    key = (measure, *methods, *sorted(static.items()))
     try:
-        by_weight = _PROGRAMS.setdefault(of_loss, weakref.WeakKeyDictionary())
-        programs = by_weight.setdefault(of_weight, {})
+        by_weight = _PROGRAMS.setdefault(owners[0], weakref.WeakKeyDictionary())
+        programs = by_weight.setdefault(owners[1], {})
         if key in programs:
             return programs[key]
     except TypeError:  # it cannot be hashed, or not be referred to weakly
         return None
-    weighted = weight is not None
     weak = [
-        (weakref.WeakMethod if inspect.ismethod(f) else weakref.ref)(f)
-        for f in functions
+        (weakref.WeakMethod if m else weakref.ref)(f)
+        for m, f in zip(methods, functions, strict=True)
     ]
 
-    def run(problem, *inputs):
-        again = {"loss": weak[0](), "weight": weak[1]() if weighted else None}
-        return measure(dataclasses.replace(problem, **again), *inputs, **static)
+    @jax.jit
+    def compiled(problem, *inputs):
+        found, weigh = (reference() for reference in weak)
+        functions = {"loss": found, "weight": None if weigh is _unweighted else weigh}
+        return measure(dataclasses.replace(problem, **functions), *inputs, **static)
 
-    return programs.setdefault(key, jax.jit(run))
+    def run(problem, *inputs):
+        bare = dataclasses.replace(problem, loss=None, weight=None)
+        try:
+            return compiled(bare, *inputs)
+        except _NEEDS_VALUES:  # the loss reads values of the batch: it runs as it is
+            return measure(problem, *inputs, **static)
+
+    return programs.setdefault(key, run)
 
 
 def _unweighted() -> None:

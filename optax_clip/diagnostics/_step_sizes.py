@@ -21,12 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optax_clip.diagnostics import _checks
-from optax_clip.diagnostics._problem import (
-    ForwardOptions,
-    Loss,
-    Problem,
-    state_problem,
-)
+from optax_clip.diagnostics._problem import ForwardOptions, Loss, Problem, state_problem
 
 GOLDEN = (5**0.5 - 1) / 2
 SMALLEST = 2.0**-20
@@ -61,15 +56,10 @@ class LineMinimum(NamedTuple):
 
 
 def minimize_along(
-    loss: Loss,
-    params: Any,
-    direction: Any,
-    *args: Any,
-    first: jax.typing.ArrayLike | None = None,
-    tolerance: jax.typing.ArrayLike = 1e-2,
-    max_evaluations: int = 64,
-    **options: Unpack[ForwardOptions],
-) -> Any:
+    loss: Loss, params: Any, direction: Any, *args: Any,
+    first: jax.typing.ArrayLike | None = None, tolerance: jax.typing.ArrayLike = 1e-2,
+    max_evaluations: int = 64, **options: Unpack[ForwardOptions],
+) -> Any:  # fmt: skip
     r"""Finds the distance along a direction at which the loss is lowest.
 
     It doubles (or halves) a first step until the loss turns upwards again, then narrows
@@ -159,15 +149,10 @@ class CriticalSharpness(NamedTuple):
 
 
 def critical_sharpness(
-    loss: Loss,
-    params: Any,
-    direction: Any,
-    *args: Any,
-    first: jax.typing.ArrayLike = 1.0,
-    tolerance: jax.typing.ArrayLike = 1 / 16,
-    max_evaluations: int = 48,
-    **options: Unpack[ForwardOptions],
-) -> Any:
+    loss: Loss, params: Any, direction: Any, *args: Any,
+    first: jax.typing.ArrayLike = 1.0, tolerance: jax.typing.ArrayLike = 1 / 16,
+    max_evaluations: int = 48, **options: Unpack[ForwardOptions],
+) -> Any:  # fmt: skip
     r"""Finds 2 / eta, where x + eta u is the first point not to lower the loss.
 
     .. math::

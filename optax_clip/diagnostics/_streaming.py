@@ -40,15 +40,14 @@ def plan_parts(
     args: tuple, microbatches: int | None, batch_argnums: int | Sequence[int] | None
 ) -> Parts | None:
     """Returns how to cut the arguments, refused if it is not clear what is a batch."""
-    if batch_argnums is None:
-        numbers = range(len(args))
-    else:
+    numbers = range(len(args))
+    if batch_argnums is not None:
         numbers = np.atleast_1d(np.asarray(batch_argnums)).tolist()
         if not all(isinstance(i, int) for i in numbers):
             raise TypeError(f"batch_argnums must be ints; got {batch_argnums!r}.")
         if not all(0 <= i < len(args) for i in numbers):
-            msg = f"batch_argnums must number the {len(args)} arguments behind "
-            raise ValueError(f"{msg}the direction from 0; got {batch_argnums!r}.")
+            msg = f"batch_argnums must be below {len(args)}, the number of arguments; "
+            raise ValueError(f"{msg}got {batch_argnums!r}.")
     if microbatches is None:
         return None
     _checks.check_count("microbatches", microbatches)
@@ -63,17 +62,15 @@ def plan_parts(
         raise ValueError(
             "microbatches needs an array in *args to split; there is none."
         )
-    (first, rows), *others = sizes.items()
-    for name, size in others:
+    first, rows = next(iter(sizes.items()))
+    for name, size in sizes.items():
         if size != rows:
-            msg = (
-                f"microbatches cuts leading axes of one length; {first} has {rows} rows"
-                f" and {name} has {size}. Say with batch_argnums which are the batch."
-            )
-            raise ValueError(msg)
+            msg = f"{first} has {rows} rows and {name} has {size}."
+            which = "Say with batch_argnums which are the batch."
+            raise ValueError(f"microbatches cuts equal leading axes; {msg} {which}")
     if rows % microbatches:
-        msg = f"{first} has {rows} rows, which {microbatches} microbatches do not "
-        raise ValueError(msg + "divide.")
+        msg = f"which {microbatches} microbatches do not divide."
+        raise ValueError(f"{first} has {rows} rows, {msg}")
     return Parts(microbatches, cut)
 
 
@@ -83,21 +80,19 @@ def stream(
     """Returns the weighted mean of measure(*part) over equal parts of args."""
     if parts is None:
         return measure(*thaw(args))
+    count, cuts = parts
     leaves, treedef = jax.tree.flatten(args)
-    pairs = [*zip(leaves, parts.cut, strict=True)]
 
     # Part i takes rows i, i + m, i + 2 m, ...: of a batch that is sharded over devices
     # every part then holds rows of every device, and nothing moves between them.
-    folded = [
-        jnp.reshape(x, (-1, parts.count, *x.shape[1:])) if cut else x
-        for x, cut in pairs
-    ]
+    def take(x, cut, i):
+        if not cut:
+            return x
+        folded = jnp.reshape(x, (-1, count, *x.shape[1:]))
+        return lax.dynamic_index_in_dim(folded, i, 1, keepdims=False)
 
     def part(i):
-        taken = [
-            lax.dynamic_index_in_dim(x, i, 1, keepdims=False) if cut else x
-            for x, (_, cut) in zip(folded, pairs, strict=True)
-        ]
+        taken = [take(x, cut, i) for x, cut in zip(leaves, cuts, strict=True)]
         return thaw(treedef.unflatten(taken))
 
     def weighted(i):
@@ -114,7 +109,7 @@ def stream(
 
     shapes = jax.eval_shape(weighted, 0)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (total, sums), _ = lax.scan(add, zeros, jnp.arange(parts.count))
+    (total, sums), _ = lax.scan(add, zeros, jnp.arange(count))
     return jax.tree.map(lambda x: x / total.astype(x.dtype), sums)
 
 
@@ -141,12 +136,9 @@ class BatchMean(NamedTuple):
 
 
 def mean_over_batches(
-    measure: Callable[..., Any],
-    batches: Iterable[Any],
-    *,
-    weight: Weight | None = None,
-    progress: Callable[[int, Any], None] | None = None,
-) -> BatchMean:
+    measure: Callable[..., Any], batches: Iterable[Any], *,
+    weight: Weight | None = None, progress: Callable[[int, Any], None] | None = None,
+) -> BatchMean:  # fmt: skip
     r"""Averages a measurement over a host iterator of batches.
 
     .. math::
@@ -267,15 +259,15 @@ def _add(state: tuple, value: Any, w: jax.Array) -> tuple:
     """
     first, weights, sums = state
     d = jax.tree.map(jnp.subtract, value, first)
-    terms = [
-        (lambda t, d, p=p, q=q: t + jnp.asarray(w**p, d.dtype) * d**q)
-        for p, q in _POWERS
-    ]
-    sums = [jax.tree.map(term, t, d) for term, t in zip(terms, sums, strict=True)]
+
+    def plus(total, factor, power):
+        return jax.tree.map(
+            lambda t, d: t + factor.astype(d.dtype) * d**power, total, d
+        )
+
+    wd, w2d, w2d2 = sums
+    sums = [plus(wd, w, 1), plus(w2d, w**2, 1), plus(w2d2, w**2, 2)]
     return first, weights + jnp.stack([w, w**2]), sums
-
-
-_POWERS = ((1, 1), (2, 1), (2, 2))
 
 
 @jax.jit
