@@ -57,13 +57,13 @@ def summarise(run: Path) -> Summary:
     epochs = {}
     for epoch in dict.fromkeys(line["epoch"] for line in lines):
         own = [line for line in lines if line["epoch"] == epoch]
-        pictured = next((line for line in own if line["pictured"]), None)
+        shown = next((line for line in own if line["in_figure"]), None)
         epochs[str(epoch)] = {
             "batches": [line["batch"] for line in own],
-            "pictured": pictured and pictured["batch"],
+            "in_figure": shown and shown["batch"],
             "loss": finite_mean(line["sharpness"]["sgd"]["loss"] for line in own),
             "directions": {
-                name: _of_direction(name, own, pictured) for name in own[0]["sharpness"]
+                name: _of_direction(name, own, shown) for name in own[0]["sharpness"]
             },
         }
     summary = {
@@ -84,7 +84,7 @@ def _last(lines: Sequence[Line], name: str) -> Any:
     return next((line[name] for line in lines[::-1] if name in line), None)
 
 
-def _of_direction(name: str, lines: Sequence[Line], pictured: Line | None) -> Line:
+def _of_direction(name: str, lines: Sequence[Line], shown: Line | None) -> Line:
     """One direction in one epoch."""
     measured = [line["sharpness"][name] for line in lines]
     ratios = [
@@ -100,11 +100,11 @@ def _of_direction(name: str, lines: Sequence[Line], pictured: Line | None) -> Li
         "ratios": ratios,
         "ratio": float(np.mean(known)) if known else None,
     }
-    if pictured:
-        curve = pictured["landscape"][name]
+    if shown:
+        curve = shown["landscape"][name]
         lowest = int(np.argmin(curve["losses"]))
         decrease = curve["losses"][0] - curve["losses"][lowest]
-        predicted = pictured["sharpness"][name]["predicted_decrease"]
+        predicted = shown["sharpness"][name]["predicted_decrease"]
         row |= {
             "lowest_step": curve["steps"][lowest],
             "decrease": decrease,
