@@ -188,11 +188,12 @@ def mean_over_batches(
         if w:
             value = jax.tree.map(_inexact, measure(*batch))
             shape = jax.tree.map(jnp.shape, value)
-            n, shapes, state = n + 1, shapes or shape, state or _start(value)
+            if state is None:
+                state, shapes = _start(value), shape
             if shape != shapes:
                 msg = f"every batch must give a result like the first, {shapes}; "
                 raise ValueError(f"{msg}number {done} gave {shape}.")
-            state = _add(state, value, w)
+            n, state = n + 1, _add(state, value, w)
         # Waiting here keeps one batch on the device instead of the whole iterator.
         jax.block_until_ready(state)
         if progress is not None and n:

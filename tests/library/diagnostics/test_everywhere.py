@@ -23,6 +23,7 @@ from .everything import (
     KEY,
     WITH_HESSIAN,
     WITH_LOSS,
+    close,
     correlation,
     diagonal,
     masked,
@@ -31,16 +32,6 @@ from .everything import (
 from .problems import dense, flat, transformer_loss, waves
 
 pytestmark = pytest.mark.usefixtures("strict")
-
-
-def close(got, wanted, tolerance):
-    """Relative to the largest number of the answer; nan is equal to nan."""
-    got, wanted = (
-        np.concatenate([np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(tree)])
-        for tree in (got, wanted)
-    )
-    atol = tolerance * np.nanmax(np.abs(wanted))
-    np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=atol)
 
 
 @pytest.mark.parametrize("name", ALL)
