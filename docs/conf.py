@@ -24,9 +24,8 @@ project = "optax_clip"
 author = "The optax_clip authors"
 copyright = author  # noqa: A001 (the name is Sphinx's)
 settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-release = version = settings.get("version") or re.search(
-    r'__version__ = "(.+)"', (ROOT / "optax_clip" / "__init__.py").read_text()
-).group(1)
+package = (ROOT / "optax_clip" / "__init__.py").read_text()
+release = version = package.split('__version__ = "')[1].split('"')[0]
 repository = settings.get("urls", {}).get("Repository")
 
 extensions = [
@@ -88,6 +87,7 @@ sphinx_gallery_conf = {
     "ignore_pattern": r"tiny_model",  # what they import
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
+    "capture_repr": (),
     "doc_module": ("optax_clip",),
     "reference_url": {"optax_clip": None},
     "download_all_examples": False,
@@ -144,11 +144,12 @@ def copy_pages(app):
                 shutil.copyfile(path, copy)
 
 
-def link_within_site(app, name, source):
-    """Lets the links of a page, which work in the repository, work on the site."""
+def fit_to_site(app, name, source):
+    """Lets a page, which is written for the repository and doctest, fit the site."""
     page = Path(app.env.doc2path(name))
     if page.suffix == ".md" and not name.startswith("generated/"):
-        source[0] = with_links_of_the_site(source[0], page)
+        text = with_links_of_the_site(source[0], page)
+        source[0] = text.replace("\n\n```\n", "\n```\n")  # that ends an output
 
 
 def with_links_of_the_site(text, page):
@@ -194,6 +195,6 @@ def names_of_fields(app, what, name, obj, options, signature, returned):
 def setup(app):
     """Connects the functions above to Sphinx."""
     app.connect("builder-inited", copy_pages, priority=100)
-    app.connect("source-read", link_within_site)
+    app.connect("source-read", fit_to_site)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("autodoc-process-signature", names_of_fields)

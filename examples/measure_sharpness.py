@@ -42,7 +42,7 @@ def measure(params, updates, batch):
 
 def main() -> dict[str, float]:
     hidden, out = jax.random.normal(jax.random.key(0), (2, zipf.WORDS, 64)) / 16
-    params, losses = {"hidden": hidden, "out": out[0]}, []
+    params, losses, found = {"hidden": hidden, "out": out[0]}, [], {}
     states = {name: optimizer.init(params) for name, optimizer in OPTIMIZERS.items()}
     for step in range(400):
         at, batch = params, zipf.batch_at(np.int32(step))

@@ -29,7 +29,7 @@ def train_step(params, opt_state, batch):
 
 
 def main() -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    if jax.config.jax_num_cpu_devices < DEVICES:
+    if jax.config.values["jax_num_cpu_devices"] < DEVICES:
         jax.config.update("jax_num_cpu_devices", DEVICES)
     mesh = jax.make_mesh((DEVICES,), ("shards",), axis_types=(AxisType.Auto,))
     sharded = NamedSharding(mesh, PartitionSpec("shards"))  # of each first dimension

@@ -487,10 +487,9 @@ def known_fraction(fraction: Any) -> Any:
 def _scalars(state: ClipTopKState, number: int) -> list[jax.Array]:
     """Returns the threshold of each leaf."""
     tau = state.threshold
-    return [tau] * number if tau.ndim == 0 else _unstack(tau)
+    return [tau] * number if tau.ndim == 0 else jax.jit(_unstack)(tau)
 
 
-@jax.jit
 @jax.custom_jvp
 def _unstack(tau: jax.Array) -> list[jax.Array]:
     """Returns the numbers of a vector as scalars.
@@ -500,18 +499,15 @@ def _unstack(tau: jax.Array) -> list[jax.Array]:
     """
     scalars = []
     for start in range(0, len(tau), 32):
-        piece = jax.lax.bitcast_convert_type(
-            tau[start : start + 32], unsigned(tau.dtype)
-        )
-        zero = jnp.zeros((), piece.dtype)
-        only = [
-            jnp.where(np.arange(len(piece)) == i, piece, 0) for i in range(len(piece))
-        ]
+        piece = tau[start : start + 32]
+        bits = jax.lax.bitcast_convert_type(piece, unsigned(tau.dtype))
+        zero, index = jnp.zeros((), bits.dtype), np.arange(len(bits))
+        only = [jnp.where(index == i, bits, zero) for i in index]
         scalars += jax.lax.reduce(tuple(only), (zero,) * len(only), _bitwise_or, (0,))
     return [jax.lax.bitcast_convert_type(bits, tau.dtype) for bits in scalars]
 
 
-@_unstack.__wrapped__.defjvp
+@_unstack.defjvp
 def _unstack_tangent(primals: tuple, tangents: tuple) -> tuple:
     return _unstack(*primals), [*tangents[0]]
 

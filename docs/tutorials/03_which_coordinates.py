@@ -94,7 +94,7 @@ print(f"{stay.fraction:.0%} of the top coordinates are still on top ten steps la
 @jax.jit
 def correlate(params, batch):
     return diagnostics.gradient_hessian_correlation(
-        loss, params, batch, key=jax.random.key(0), coordinates=128
+        loss, params, batch, key=jax.random.key(0), coordinates=64, resamples=200
     )
 
 

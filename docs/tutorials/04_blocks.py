@@ -118,11 +118,11 @@ for name, update in {
 @jax.jit
 def complexity(params, gradient, batch):
     ends = diagnostics.block_eigenvalues(
-        loss, params, batch, key=jax.random.key(0), max_iterations=20, tolerance=0.01
+        loss, params, batch, key=jax.random.key(0), max_iterations=10
     )
     curvatures = {name: block.spectral_norm for name, block in ends.items()}
     return diagnostics.hessian_complexity(gradient, curvatures)
 
 
-found = complexity(params, gradient, batch)
+found = complexity(params, gradient, batch_at(2000))
 print(f"SGD {found.gradient:.2f}, sign descent {found.sign:.2f}")

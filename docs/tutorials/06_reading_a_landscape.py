@@ -45,6 +45,7 @@ def train(params):
 
 params, state = train(init_params())
 updates = state[0].updates
+names = ["SGD", "SGD, 5 % clipped", "Adam"]
 batch = batch_at(2000, size=64)
 
 # %%
@@ -67,7 +68,7 @@ parabolas, scans = measure(params, updates, batch)
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharey=True)
-for ax, name in zip(axes, updates, strict=True):
+for ax, name in zip(axes, names, strict=True):
     scan, d = scans[name], parabolas[name]
     ax.plot(scan.steps, scan.losses, "o-", ms=3, label="loss")
     s = np.linspace(0, float(scan.steps[-1]), 50)
@@ -91,7 +92,7 @@ axes[0].legend()
 # softmax saturates on the way. Then compare realised decreases and forget the
 # sharpness.
 
-for name in updates:
+for name in names:
     d, scan = parabolas[name], scans[name]
     print(
         f"{name:17} step {scan.lowest_step:6.3f} (parabola {d.newton_step:6.3f}), "
@@ -110,5 +111,6 @@ for name in updates:
 lowest = jax.jit(lambda p, u, b: diagnostics.minimize_along(loss, p, u, b))(
     params, updates, batch
 )
-for name, found in lowest.items():
+for name in names:
+    found = lowest[name]
     print(f"{name:17} step {found.step:6.3f} after {found.evaluations} evaluations")

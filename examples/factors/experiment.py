@@ -107,11 +107,11 @@ def measure(settings: Settings, variant: Variant) -> dict[str, Any]:
         optimizer,
         microbatches=Microbatches(count, t5.token_count) if count > 1 else None,
     )
-    derivatives = jax.jit(
+    table = jax.jit(
         functools.partial(
-            diagnostics.directional_derivatives,
+            diagnostics.sharpness_table,
             problem.loss,
-            mode="forward_over_forward",
+            baseline="sgd",
             microbatches=-(-settings.test_size // settings.part),
             weight=t5.token_count,
         )
@@ -129,10 +129,8 @@ def measure(settings: Settings, variant: Variant) -> dict[str, Any]:
         if metrics and not np.isfinite(metrics["loss"]):
             return {"diverged": step - 1}
         if metrics and step in moments:
-            derived = derivatives(
-                before_last_step(state, "sgd"), pseudo_directions(state), test
-            )
-            measured.append({name: numbers(d) for name, d in derived.items()})
+            rows = table(before_last_step(state, "sgd"), pseudo_directions(state), test)
+            measured.append({name: numbers(row) for name, row in rows.items()})
     return {
         "diverged": None,
         "loss": measured[-1]["sgd"]["loss"],

@@ -33,8 +33,8 @@ class Instruments:
         self.batch = task.fixed_batch(task.batch_size * measured_batches)
         stream = {"microbatches": measured_batches, "weight": task.weight}
         self._loss = jax.jit(task.eval_loss)
-        self._derivatives = _jitted(
-            diagnostics.directional_derivatives, task.eval_loss, **stream
+        self._table = _jitted(
+            diagnostics.sharpness_table, task.eval_loss, baseline="sgd", **stream
         )
         self._loss_along = _jitted(diagnostics.loss_along, task.eval_loss, **stream)
 
@@ -47,19 +47,19 @@ class Instruments:
 
     def validation_loss(self, params: t5.Params) -> float:
         """Mean per token over the held-out pairs."""
-        mean = diagnostics.mean_over_batches(
+        found = diagnostics.mean_over_batches(
             lambda batch: self._loss(params, batch),
             self.task.held_out_batches(),
             weight=self.task.weight,
         )
-        return float(mean)
+        return float(found.mean)
 
     def sharpness(self, state: TrainState) -> dict[str, Mapping[str, float | None]]:
         """Slope, sharpness and what they predict, along each pseudo-update."""
-        derived = self._derivatives(
+        table = self._table(
             before_last_step(state, TRAJECTORY), pseudo_directions(state), self.batch
         )
-        return {name: numbers(d) for name, d in derived.items()}
+        return {name: numbers(row) for name, row in table.items()}
 
     def landscape(
         self, state: TrainState, sharpness: Mapping[str, Mapping[str, float | None]]
@@ -68,7 +68,7 @@ class Instruments:
         params = before_last_step(state, TRAJECTORY)
         updates = pseudo_directions(state)
         steps = jnp.asarray([0.0, *_distances(sharpness)])
-        losses = self._loss_along(params, updates, steps, self.batch)
+        losses = self._loss_along(params, updates, self.batch, steps=steps)
         return {
             "steps": steps.tolist(),
             "losses": {name: losses[name].tolist() for name in PAPER},

@@ -153,6 +153,6 @@ def _correlation(
     gradients = np.array([blocks[name]["l2"] for name in curvatures])
     h = np.array(list(curvatures.values()))
     kept = (gradients > _VANISHING * gradients.max()) & (h > _VANISHING * h.max())
-    found = _correlate(gradients[kept], h[kept], jax.random.key(0))
+    found = _correlate(gradients[kept], h[kept], key=jax.random.key(0))
     numbers = {name: np.asarray(x).tolist() for name, x in found._asdict().items()}
     return {"blocks": int(kept.sum()), **numbers}

@@ -26,7 +26,7 @@ def on_device(loss: Loss) -> Callable[[Params, Batch], Ends]:
     jitted = jax.jit(measure)
 
     def ends(params: Params, batch: Batch) -> Ends:
-        found = jitted(params, jax.random.key(0), batch)
+        found = jitted(params, batch, key=jax.random.key(0))
         return {name: (float(x.top), float(x.bottom)) for name, x in found.items()}
 
     return ends

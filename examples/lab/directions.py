@@ -19,14 +19,9 @@ from examples.lab.steps import Params, TrainState
 from optax_clip import diagnostics
 
 Numbers = dict[str, float | None]
+Derivatives = diagnostics.DirectionalDerivatives | diagnostics.SharpnessRow
 
-_NAMES = {
-    "loss": "loss",
-    "slope": "slope",
-    "sharpness": "curvature",
-    "newton_step": "best_step",
-    "predicted_decrease": "predicted_decrease",
-}
+_NAMES = ("loss", "slope", "sharpness", "newton_step", "predicted_decrease")
 
 
 def with_pseudo_updates(
@@ -68,9 +63,9 @@ def momentum_histogram(state: TrainState) -> dict[str, Any]:
     return {name: value.tolist() for name, value in counted._asdict().items()}
 
 
-def numbers(d: diagnostics.DirectionalDerivatives) -> Numbers:
+def numbers(d: Derivatives) -> Numbers:
     """Of one direction, for a file; what is not finite is None."""
-    values = {name: float(getattr(d, of)) for name, of in _NAMES.items()}
+    values = {name: float(getattr(d, name)) for name in _NAMES}
     return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 

@@ -78,7 +78,8 @@ def fingerprint(figure: Figure) -> str:
             digest.update(f"{line.get_label()} {line.get_color()}".encode())
             digest.update(_rounded(line.get_xydata()))
         for patch in axes.patches:
-            digest.update(_rounded(patch.get_path().vertices))
+            shape = patch.get_patch_transform().transform_path(patch.get_path())
+            digest.update(_rounded(shape.vertices))
         for collection in axes.collections:
             for path in collection.get_paths():
                 digest.update(_rounded(path.vertices))
@@ -141,5 +142,7 @@ def histogram(axes: Axes, counted: Mapping[str, Any], colour: str) -> str:
 def signed(axes: Axes, values: Sequence[float], height: float, name: str) -> None:
     """Draws points on a logarithmic axis: a cross is a negative one's size."""
     for value in values:
-        marks = dots(name) | ({} if value > 0 else {"marker": "x"})
+        marks: dict[str, Any] = dots(name)
+        if value <= 0:
+            marks["marker"] = "x"
         axes.plot(abs(value), height, **marks)

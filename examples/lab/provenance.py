@@ -18,6 +18,8 @@ from typing import Any
 
 import jax
 
+import optax_clip
+
 Session = dict[str, Any]
 
 # Runs from before sessions were recorded; this commit wrote and can read them.
@@ -54,10 +56,11 @@ def made_with() -> dict[str, str]:
     """The software and hardware of this process."""
     kind = jax.devices()[0].device_kind
     device = f"{jax.device_count()} x {kind}" if kind != "cpu" else "CPU"
-    packages = ("jax", "flax", "optax", "optax_clip")
+    packages = ("jax", "flax", "optax")
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
+        "optax_clip": optax_clip.__version__,  # of this checkout, installed or not
         "device": f"{device}, {os.cpu_count()} cores, {platform.machine()}",
     }
 

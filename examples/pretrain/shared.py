@@ -43,10 +43,10 @@ def held_out(
 
     def evaluate(step: int, state: TrainState) -> Metrics:
         del step
-        mean = diagnostics.mean_over_batches(
+        found = diagnostics.mean_over_batches(
             lambda batch: jitted(state.params, batch), batches, weight=weight
         )
-        return {"held_out_loss": float(mean)}
+        return {"held_out_loss": float(found.mean)}
 
     return evaluate
 

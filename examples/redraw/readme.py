@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from examples.heterogeneity import verdict as second_paper
+from examples.heterogeneity.reading import name
 from examples.lab import files, paper, run_folder
 from examples.lab.tables import Table
 from examples.lab.winners import of, winners
@@ -68,13 +69,13 @@ def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             "5 % clipped lowers the sharpness of SGD's direction",
             f"to {min(quotients):.2g} to {max(quotients):.2g} of it",
             count,
-            f"{above} of {len(cells)} epochs; {link}",
+            (f"not on {above} epochs" if above else "-") + f" ({link})",
         ],
         [
             "the first paper's orderings of seven optimizers",
             f"{held} of {len(found)} hold",
             count,
-            "; ".join(failing) or "none",
+            "; ".join(failing) or "-",
         ],
     ]
 
@@ -99,19 +100,23 @@ def _convergence(folder: Path) -> list[str]:
         f"{100 * settings['fraction']:g} % clipped {np.mean(clipped):+.3f}, "
         f"Adam {np.mean(adam):+.3f}",
         f"{len(clipped)} seeds",
-        f"{worse} of {len(clipped)} seeds; "
-        f"[report]({_RESULTS}/convergence/{folder.name}/report.md)",
+        (
+            f"clipped SGD is not lower on {worse} of {len(clipped)} seeds"
+            if worse
+            else "-"
+        )
+        + f" ([report]({_RESULTS}/convergence/{folder.name}/report.md))",
     ]
 
 
-def _heterogeneity(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    gaps = [second_paper.gap(run) for run in runs]
+def _heterogeneity(runs: Sequence[dict[str, Any]]) -> list[str]:
+    gaps = {name(run): second_paper.gap(run) for run in runs}
+    failing = ", ".join(who for who, gap in gaps.items() if gap <= 0) or "-"
     seeds = max(len(one["losses"]) for run in runs for one in run["optimizers"])
     return [
         "sign SGD ends below SGD (the second paper's)",
-        f"{sum(gap > 0 for gap in gaps)} of {len(gaps)} tasks and models, by "
-        f"{min(gaps):+.3f} to {max(gaps):+.3f}",
+        f"on {sum(gap > 0 for gap in gaps.values())} of {len(gaps)} tasks and models, "
+        f"by {min(gaps.values()):.3f} to {max(gaps.values()):.3f}",
         f"up to {seeds} seeds each",
-        f"{sum(gap <= 0 for gap in gaps)} of {len(gaps)}; "
-        f"[verdict]({_RESULTS}/heterogeneity/verdict.md)",
+        f"{failing} ([verdict]({_RESULTS}/heterogeneity/verdict.md))",
     ]

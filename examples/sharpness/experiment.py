@@ -147,12 +147,14 @@ def measurer(
             "sharpness": {name: numbers(d) for name, d in derived.items()},
         }
         if moment.pictured:
-            scans = jax.device_get(scan(params, updates, spacing(derived), batch))
+            scans = jax.device_get(
+                scan(params, updates, batch, spacing=spacing(derived))
+            )
             found["landscape"] = {name: curve(line) for name, line in scans.items()}
             found["momentum"] = momentum_histogram(state)
         if step == max(at):
             key = jax.random.key(settings.seed)
-            correlation = correlate(params, key, batch)
+            correlation = correlate(params, batch, key=key)
             found["correlation"] = {
                 k: np.asarray(v).tolist() for k, v in correlation._asdict().items()
             }
@@ -166,7 +168,7 @@ def spacing(derived: Mapping[str, diagnostics.DirectionalDerivatives]) -> Any:
 
     Where the parabola has no minimum ahead, that of the farthest one.
     """
-    best = {name: float(d.best_step) for name, d in derived.items()}
+    best = {name: float(d.newton_step) for name, d in derived.items()}
     usable = [s for s in best.values() if 0 < s < np.inf]
     farthest = max(usable, default=1.0)
     return {
@@ -177,7 +179,7 @@ def spacing(derived: Mapping[str, diagnostics.DirectionalDerivatives]) -> Any:
 
 def curve(scan: diagnostics.LineScan) -> dict[str, list[float]]:
     """As far as the scan went."""
-    seen = ~np.isnan(scan.losses)
+    seen = slice(int(scan.points))
     return {"steps": scan.steps[seen].tolist(), "losses": scan.losses[seen].tolist()}
 
 

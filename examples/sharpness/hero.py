@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from examples.lab import looks, provenance, tables
 from examples.lab.optimizers import label
 from examples.lab.tables import Table
 
 Seeds = Sequence[Mapping[str, Any]]
+
+COMPARED = ("sgd", "clipped_sgd", "adam")
 
 
 def write(folder: Path) -> list[Path]:
@@ -100,14 +101,14 @@ def _carried(axes: Axes, seeds: Seeds) -> None:
         xlabel="top coordinates of SGD's direction",
         title="Which fraction of it they carry",
     )
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:g} %")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f} %")
     axes.legend()
 
 
 def _landscape(axes: Axes, settings: Mapping[str, Any], seeds: Seeds) -> None:
     lowest = 0.0
-    for name in seeds[0]["curves"]:
+    for name in COMPARED:
         style, curves = looks.look(name, settings["fraction"]), []
         ends = [seed["curves"][name]["steps"] for seed in seeds]
         grid = np.geomspace(
@@ -165,7 +166,7 @@ def _along(settings: Mapping[str, Any], seeds: Seeds) -> Table:
                 _spread([seed["sharpness"][name] for seed in seeds], ".3g"),
                 _spread([_decrease(seed, name) for seed in seeds], ".3g"),
             ]
-            for name in seeds[0]["curves"]
+            for name in COMPARED
         ],
     )
 

@@ -184,7 +184,8 @@ def _best(
     probes = jnp.concatenate([probes, end[:, None]], axis=1)
     counts = jnp.concatenate([counts, count_at_end[:, None]], axis=1)
     column = select(probes, 1, jnp.int32)[:, None]
-    return tuple(jnp.take_along_axis(x, column, axis=1)[:, 0] for x in (probes, counts))
+    best = (jnp.take_along_axis(x, column, axis=1)[:, 0] for x in (probes, counts))
+    return next(best), next(best)
 
 
 def _even(low: jax.Array, width: jax.Array, intervals: int) -> jax.Array:

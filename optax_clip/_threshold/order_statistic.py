@@ -145,6 +145,7 @@ def _dispatch(problem: _Problem, arrays: list, fraction: jax.Array) -> tuple:
     kinds = _axis_types(meshes)
     whole = functools.partial(_find, problem)
     by_compiler = functools.partial(_find, problem, by_compiler=True)
+    run: Callable[..., Any]
     if kinds == {AxisType.Explicit}:
         run = _in_shards(whole, meshes[0], operands)
     elif AxisType.Manual in kinds or problem.axis_name is not None:

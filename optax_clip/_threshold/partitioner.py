@@ -21,7 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
+from jax.experimental.custom_partitioning import (
+    ArrayMapping,
+    SdyShardingRule,
+    custom_partitioning,
+)
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 from jax.sharding import Mesh, NamedSharding
@@ -116,7 +120,7 @@ def _with_hook(ways: Ways, types: tuple, *operands: jax.Array) -> list:
     factors = (f"d{i}" for i in range(sum(x.ndim for x in (*operands, *types))))
 
     def name(arrays):
-        return tuple(tuple(next(factors) for _ in x.shape) for x in arrays)
+        return tuple(ArrayMapping(*(next(factors) for _ in x.shape)) for x in arrays)
 
     rule = SdyShardingRule(operand_mappings=name(operands), result_mappings=name(types))
     # Its own body, which must hold no constants, only tells the types: see `_lower`.

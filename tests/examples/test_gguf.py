@@ -12,6 +12,7 @@ from hashlib import sha256
 
 import gguf
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -432,3 +433,50 @@ def test_smollm2_is_the_file_of_its_package(monkeypatch, tmp_path):
     assert asked == [pretrained_llama.SMOLLM2]
     assert loaded.files == [path]
     assert {x.dtype for x in jax.tree.leaves(loaded.params)} == {np.dtype(np.float16)}
+
+
+# What transformers' tokenizer and a naive one make of it, both with digits apart.
+PYTHON = "def f(x):\n    return x**2 + 12345  # été, don't\n"
+PYTHON_IDS = [
+    1604,
+    275,
+    24,
+    104,
+    727,
+    472,
+    1003,
+    1792,
+    828,
+    34,
+    1232,
+    216,
+    33,
+    34,
+    35,
+    36,
+    37,
+    216,
+    907,
+    216,
+    19380,
+    2756,
+    28,
+    1326,
+    982,
+    198,
+]
+
+
+@pytest.mark.skipif(
+    not (packages.cache() / pretrained_llama.SMOLLM2.name).is_file(),
+    reason="SmolLM2 has not been fetched: examples.models.pretrained_llama does it",
+)
+def test_smollm2_knows_the_capital_of_france_and_its_tokens():
+    config, graphdef, params, words, _ = pretrained_llama.load("smollm2")
+    assert config == dataclasses.replace(llama.LlamaConfig(), eos_token_id=2)
+    assert words.encode([PYTHON]) == [[0, *PYTHON_IDS, 0]]
+    (prompt,) = words.encode(["The capital of France is"])
+    row = jnp.asarray([[*prompt[:-1], 0]], jnp.int32)
+    decode = models.jit(llama.greedy_decode, static_argnums=0)
+    ids = decode(graphdef, params, row, jnp.array([len(prompt) - 1]))
+    assert words.decode(ids) == ["The capital of France is Paris"]

@@ -117,10 +117,10 @@ def test_the_weighted_mean_over_microbatches_is_the_loss_of_the_whole(language):
     weights = [int(language.weight(half)) for half in halves]
     assert weights[0] != weights[1], "equal weights would prove nothing"
     loss = jax.jit(language.eval_loss)
-    mean = diagnostics.mean_over_batches(
+    found = diagnostics.mean_over_batches(
         lambda half: loss(language.params, half), halves, weight=language.weight
     )
-    np.testing.assert_allclose(mean, loss(language.params, batch), rtol=1e-6)
+    np.testing.assert_allclose(found.mean, loss(language.params, batch), rtol=1e-6)
 
 
 def test_padding_of_the_held_out_batches_counts_for_nothing(language):

@@ -98,13 +98,13 @@ def test_the_weighted_mean_over_held_out_batches_is_the_loss_of_the_whole(folder
     batches = task.held_out_batches()
     assert task.counts()["held_out"] == 6
     assert [int(task.weight(batch)) for batch in batches] == [48, 24]
-    mean = diagnostics.mean_over_batches(
+    found = diagnostics.mean_over_batches(
         lambda batch: models.jit(task.eval_loss)(task.params, batch),
         batches,
         weight=task.weight,
     )
     whole = models.jit(task.eval_loss)(task.params, task.held_out)
-    np.testing.assert_allclose(mean, whole, rtol=1e-6)
+    np.testing.assert_allclose(found.mean, whole, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
