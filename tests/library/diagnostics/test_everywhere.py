@@ -120,6 +120,22 @@ def test_searches_that_find_nothing_make_no_infinity(flags):
     assert lonely.max_over_median == np.inf
 
 
+def test_answers_that_are_undefined_are_nan_whatever_the_flags(flags):
+    x = jnp.array([1.0, 2.0, 3.0])
+    # On this bowl all curvatures are equal.
+    found = diagnostics.gradient_hessian_correlation(lambda x: x @ x / 2, x, key=KEY)
+    assert np.isnan(found.pearson)
+    assert np.isnan(found.spearman_interval).all()
+    assert found.nonzero == 1
+    none = diagnostics.mask_persistence(jnp.zeros(2, bool), jnp.ones(2, bool))
+    assert np.isnan(none.fraction)
+    everything = diagnostics.masked_sharpness(
+        lambda x: x @ x / 2, x[:1], x[:1], mask=jnp.ones(1, bool)
+    )
+    assert everything.sharpness_fraction == 1
+    assert np.isnan(everything.rest_sharpness)
+
+
 def test_few_pairs_are_resampled_without_nan(flags):
     a = jnp.array([1.0, 2.0, 3.0])
     found = diagnostics.magnitude_correlation(a, a**2, key=KEY)
