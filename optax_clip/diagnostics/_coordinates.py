@@ -1,5 +1,7 @@
 """Single coordinates of a tree: drawn at random, or the largest ones."""
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import Any, NamedTuple

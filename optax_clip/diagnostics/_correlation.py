@@ -5,6 +5,8 @@ checked exactly, one Hessian-vector product each; `hessian_diagonal` estimates a
 them with a few random products.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import Any, NamedTuple, Unpack

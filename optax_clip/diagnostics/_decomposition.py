@@ -8,6 +8,8 @@ exactly. The parts are blocks of parameters (`split_sharpness`) or a set of coor
 and the rest (`masked_sharpness`), for example the largest ones (`top_coordinates`).
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any, NamedTuple, Unpack
 

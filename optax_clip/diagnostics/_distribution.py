@@ -4,6 +4,8 @@ Counting needs no flat array: every leaf keeps its shape and its sharding, and o
 integer per bin crosses between devices.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import Any, NamedTuple
 

@@ -15,6 +15,8 @@ has no weights, and in 0.2.8 cannot cut a batch that is explicitly sharded.)
 6.0
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
