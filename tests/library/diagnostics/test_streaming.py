@@ -179,3 +179,50 @@ def test_keys_in_a_batch_are_cut_like_rows():
     x, keys = jnp.ones(2), jax.random.split(jax.random.key(0), 6)
     got = directional_sharpness(loss, x, x, keys, microbatches=3)
     np.testing.assert_allclose(got, directional_sharpness(loss, x, x, keys), rtol=1e-5)
+
+
+### batches of the host
+
+
+def halves(batch):
+    return [jax.tree.map(lambda a, i=i: np.asarray(a[i::2]), batch) for i in range(2)]
+
+
+@pytest.mark.parametrize("name", WITH_LOSS)
+def test_loaded_batches_are_one_big_batch_for_every_diagnostic(rng, name):
+    x, u, batch = problems.draw_waves(rng)
+    parts, loaded = halves(batch), []
+
+    def load(i):
+        loaded.append(i)
+        return parts[i]
+
+    fetch = diagnostics.batch_loader(load)
+
+    def loss(x, number):
+        return waves(x, fetch(number))
+
+    def weight(number):
+        return problems.tokens(fetch(number))
+
+    options = {"microbatches": 2, "weight": weight}
+    got = WITH_LOSS[name](loss, x, u, jnp.arange(2), **options)
+    wanted = WITH_LOSS[name](waves, x, u, batch)
+    close(got, wanted, 1e-2 if name == "minimum" else 1e-3)
+    assert set(loaded) == {0, 1}
+
+
+def test_a_batch_that_is_not_like_the_first_is_named():
+    fetch = diagnostics.batch_loader(lambda i: np.ones(3 + i, np.float32))
+
+    def loss(x, number):
+        return jnp.sum(fetch(number)) * jnp.sum(x**2)
+
+    with pytest.raises(
+        jax.errors.JaxRuntimeError, match="every batch must be like batch 0"
+    ):
+        directional_sharpness(
+            loss, jnp.ones(2), jnp.ones(2), jnp.arange(2), microbatches=2
+        )
+    with pytest.raises(TypeError, match="load must be a function"):
+        diagnostics.batch_loader([1, 2])
