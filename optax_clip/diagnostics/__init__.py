@@ -38,7 +38,8 @@ gives one result. Anything else must be a mapping of names to such pytrees, and 
 dictionary: one compiled loop measures all of them.
 
 **Large batches.** A batch that is too large is cut with ``microbatches=``; batches that
-come from an iterator are averaged by `mean_over_batches`.
+come from an iterator are averaged by `mean_over_batches`, and what is no mean over
+batches loads them by `batch_loader`.
 
 **Outside of jit.** The first call compiles; later calls with the same loss *object*,
 the same shapes and the same other arguments do not. Define the loss once and pass what
@@ -92,7 +93,7 @@ from optax_clip.diagnostics._step_sizes import (
     CriticalSharpness, LineMinimum, critical_sharpness, minimize_along,
 )
 from optax_clip.diagnostics._streaming import (
-    BatchMean, mean_over_batches, paired_differences,
+    BatchMean, batch_loader, mean_over_batches, paired_differences,
 )
 
 __all__ = [
@@ -100,12 +101,12 @@ __all__ = [
     "Coordinates", "Correlation", "CriticalSharpness", "DirectionalDerivatives",
     "ForwardOptions", "Heterogeneity", "LineMinimum", "LineScan", "MaskedSharpness",
     "Options", "Persistence", "SharpnessPart", "SharpnessRow", "Stacked",
-    "block_eigenvalues", "block_norms", "check_deterministic", "coordinate_histogram",
-    "coordinate_quantiles", "critical_sharpness", "directional_derivatives",
-    "directional_sharpness", "gradient_hessian_correlation", "hessian_complexity",
-    "hessian_diagonal", "hessian_diagonal_at", "heterogeneity", "line_scan",
-    "loss_along", "magnitude_correlation", "mask_persistence", "masked_sharpness",
-    "mean_over_batches", "minimize_along", "paired_differences", "sample_coordinates",
-    "sharpness_bound", "sharpness_table", "split_sharpness", "take_coordinates",
-    "top_coordinates",
+    "batch_loader", "block_eigenvalues", "block_norms", "check_deterministic",
+    "coordinate_histogram", "coordinate_quantiles", "critical_sharpness",
+    "directional_derivatives", "directional_sharpness", "gradient_hessian_correlation",
+    "hessian_complexity", "hessian_diagonal", "hessian_diagonal_at", "heterogeneity",
+    "line_scan", "loss_along", "magnitude_correlation", "mask_persistence",
+    "masked_sharpness", "mean_over_batches", "minimize_along", "paired_differences",
+    "sample_coordinates", "sharpness_bound", "sharpness_table", "split_sharpness",
+    "take_coordinates", "top_coordinates",
 ]

@@ -1,5 +1,7 @@
 """Blocks: a partition of the coordinates of a tree by the paths of its leaves."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple

@@ -21,15 +21,15 @@ def is_concrete(tree: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def quotient(a: Any, b: Any) -> Any:
-    """Returns a / b, and infinity wherever b is zero.
+def quotient(a: Any, b: Any, otherwise: float = math.inf) -> Any:
+    """Returns a / b, and something else wherever b is zero.
 
-    By NumPy where the values are known: there, an infinity that is an answer does not
-    stop a program that runs under ``jax_debug_infs``.
+    By NumPy where the values are known: there, an answer that is no finite number does
+    not stop a program that runs under ``jax_debug_nans`` or ``jax_debug_infs``.
     """
     xp = np if is_concrete((a, b)) else jnp
     a, b = xp.asarray(a), xp.asarray(b)
-    return xp.where(b == 0, math.inf, a / xp.where(b == 0, xp.ones_like(b), b))
+    return xp.where(b == 0, otherwise, a / xp.where(b == 0, xp.ones_like(b), b))
 
 
 def check_params(selection: Selection, leaves: list[Any]) -> None:

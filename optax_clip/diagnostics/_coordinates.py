@@ -1,6 +1,9 @@
 """Single coordinates of a tree: drawn at random, or the largest ones."""
 
+from __future__ import annotations
+
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -213,8 +216,8 @@ class Persistence(NamedTuple):
 
     @property
     def fraction(self) -> Any:
-        """Fraction of the old coordinates that are still among the new ones."""
-        return self.both / self.old
+        """Fraction of the old coordinates still among the new; nan without old ones."""
+        return _checks.quotient(self.both, self.old, math.nan)
 
 
 def mask_persistence(old: Any, new: Any, *, blocks: Blocks | None = None) -> Any:

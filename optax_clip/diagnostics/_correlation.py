@@ -5,7 +5,10 @@ checked exactly, one Hessian-vector product each; `hessian_diagonal` estimates a
 them with a few random products.
 """
 
+from __future__ import annotations
+
 import functools
+import math
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -84,7 +87,7 @@ def magnitude_correlation(
     if a.shape != b.shape or a.ndim != 1 or not a.size:
         msg = f"samples must be vectors of one length; got {a.shape} and {b.shape}."
         raise ValueError(msg)
-    return _correlate(a, b, key, confidence, resamples=resamples)
+    return _decoded(_correlate(a, b, key, confidence, resamples=resamples))
 
 
 def _check_bootstrap(key: Any, resamples: Any, confidence: Any) -> None:
@@ -142,7 +145,7 @@ def gradient_hessian_correlation(
         _checks.check_count("probes", probes)
     problem = state_problem(loss, params, args, options, modes=WITH_PRODUCT)
     static = {"coordinates": coordinates, "probes": probes, "resamples": resamples}
-    return problem.run(_measure_correlation, key, confidence, **static)
+    return _decoded(problem.run(_measure_correlation, key, confidence, **static))
 
 
 ### what is compiled
@@ -182,14 +185,30 @@ def _correlate(a, b, key, confidence, resamples: int) -> Correlation:
     keys = jax.random.split(key, resamples)
     draws = lax.map(lambda k: both(jax.random.randint(k, a.shape, 0, a.size)), keys)
     tail = (1 - jnp.asarray(confidence, dtype)) / 2
+    draws = jnp.where(draws == UNDEFINED, jnp.nan, draws)
     intervals = jnp.nanquantile(draws, jnp.stack([tail, 1 - tail]), axis=0)
+    intervals = jnp.where(jnp.isnan(intervals), UNDEFINED, intervals)
     pearson, spearman = both(jnp.arange(a.size))
     nonzero = jnp.mean((a > 0) & (b > 0), dtype=dtype)
     return Correlation(pearson, intervals[:, 0], spearman, intervals[:, 1], nonzero)
 
 
+# What a sample without spread has instead of nan while it is in a compiled program.
+UNDEFINED = 2.0
+
+
+def _decoded(found: Correlation) -> Correlation:
+    def decode(x):
+        return _checks.quotient(x, (x != UNDEFINED).astype(x.dtype), math.nan)
+
+    return Correlation(*map(decode, found))
+
+
 def _pearson(x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
     total = jnp.sum(weight)
-    dx, dy = (z - jnp.sum(weight * z) / total for z in (x, y))
+    dx, dy = (z - jnp.sum(weight * z) / jnp.maximum(total, 1) for z in (x, y))
     covariance, of_x, of_y = (jnp.sum(weight * p) for p in (dx * dy, dx * dx, dy * dy))
-    return covariance / jnp.sqrt(of_x * of_y)
+    spread = jnp.sqrt(of_x * of_y)
+    return jnp.where(
+        spread > 0, covariance / jnp.where(spread > 0, spread, 1), UNDEFINED
+    )

@@ -8,6 +8,9 @@ exactly. The parts are blocks of parameters (`split_sharpness`) or a set of coor
 and the rest (`masked_sharpness`), for example the largest ones (`top_coordinates`).
 """
 
+from __future__ import annotations
+
+import math
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -147,19 +150,20 @@ class MaskedSharpness(NamedTuple):
     sharpness: jax.Array
 
     @property
-    def slope_fraction(self) -> jax.Array:
+    def slope_fraction(self) -> Any:
         """Fraction of the slope that the masked coordinates carry."""
-        return self.slope[0] / jnp.sum(self.slope)
+        return _checks.quotient(self.slope[0], jnp.sum(self.slope), math.nan)
 
     @property
-    def sharpness_fraction(self) -> jax.Array:
+    def sharpness_fraction(self) -> Any:
         """Fraction of the sharpness that vanishes with the masked coordinates."""
-        return 1 - self.sharpness[2] / jnp.sum(self.sharpness)
+        whole = jnp.sum(self.sharpness)
+        return _checks.quotient(whole - self.sharpness[2], whole, math.nan)
 
     @property
-    def rest_sharpness(self) -> jax.Array:
-        """Directional sharpness of the rest, r^T H r / ||r||^2."""
-        return self.sharpness[2] / (1 - self.norm)
+    def rest_sharpness(self) -> Any:
+        """Directional sharpness of the rest, r^T H r / ||r||^2; nan without a rest."""
+        return _checks.quotient(self.sharpness[2], 1 - self.norm, math.nan)
 
 
 def masked_sharpness(

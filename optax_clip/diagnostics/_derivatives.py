@@ -9,6 +9,8 @@ All three come out of one evaluation. How u^T H u is computed is the `mode`; wha
 memory is the batch, not the parameters, so a batch can be cut into `microbatches`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Unpack
 

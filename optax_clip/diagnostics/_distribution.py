@@ -4,6 +4,8 @@ Counting needs no flat array: every leaf keeps its shape and its sharding, and o
 integer per bin crosses between devices.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from optax_clip._threshold import threshold
+from optax_clip._threshold.counts import rank
 from optax_clip._trees import check_leaves
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._blocks import Blocks, Partition, partition, whole
@@ -104,7 +107,7 @@ def coordinate_quantiles(
 
     The quantile q of N magnitudes is the smallest of them that at most
     :math:`\lfloor (1 - q) N \rfloor` exceed: always one of the magnitudes, exact, and
-    for q = 1 - f the threshold of top-k clipping with fraction f.
+    for q = 1 - f the threshold of top-k clipping with fraction f, unless that is 0.
 
     Args:
       tree: pytree of real floating-point arrays.
@@ -146,16 +149,23 @@ def _quantiles(
         stacked = isinstance(ids, tuple)
         pieces += list(x) if stacked else [x]
         groups += ids if stacked else [ids]
-    values = [threshold(pieces, groups, f)[0] for f in fractions]
-    return parts.each(jnp.stack(values, axis=1))
+    found = [threshold(pieces, groups, f).value for f in fractions]
+    # A threshold leaves zeros out where it would be 0; a quantile does not.
+    nonzero = parts.sums([x != 0 for x in leaves], _count_dtype(parts))[:, None]
+    above = np.asarray([[rank(f, n) for f in fractions] for n in parts.sizes])
+    values = jnp.where(nonzero <= above.astype(nonzero.dtype), 0, jnp.stack(found, 1))
+    return parts.each(values)
+
+
+def _count_dtype(parts: Partition) -> Any:
+    return jnp.uint32 if max(parts.sizes) < 2**32 else jnp.result_type(float)
 
 
 @functools.partial(jax.jit, static_argnames="parts")
 def _histograms(
     leaves: list[jax.Array], edges: jax.Array, parts: Partition
 ) -> list[CoordinateHistogram]:
-    exact = max(parts.sizes) < 2**32
-    dtype = jnp.dtype(jnp.uint32 if exact else jnp.result_type(float))
+    dtype = _count_dtype(parts)
     totals = jnp.zeros([len(parts.names), edges.size + 1], dtype)
     for x, ids in zip(leaves, parts.ids, strict=True):
         count = jax.vmap(_count, (0, None)) if isinstance(ids, tuple) else _count

@@ -18,6 +18,8 @@ repeats eigenvalues, but never moves the ends beyond the rounding of a product. 
 products are taken in float32 or wider for that reason, whatever the parameters are.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 

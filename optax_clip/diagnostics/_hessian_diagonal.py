@@ -16,6 +16,8 @@ products come from a loss and a batch in parts, half precision is summed in floa
 the signs are sharded like the parameters.
 """
 
+from __future__ import annotations
+
 from typing import Any, Unpack
 
 import jax

@@ -21,6 +21,8 @@ they are:
 0.32 1.95 1.67
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -13,6 +13,8 @@ units:
 (8, 3.0)
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Unpack
 

@@ -6,6 +6,8 @@ in memory as a unit vector. `Problem.run` then calls the function that measures:
 is where values are traced, and compiled where they are known.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import functools
@@ -177,7 +179,7 @@ class Problem:
             return results[0]
         return dict(zip(self.names, results, strict=True))
 
-    def widened(self) -> "Problem":
+    def widened(self) -> Problem:
         """Returns the problem with parameters in the type of sums.
 
         A loss that cannot take them so gets them rounded back.

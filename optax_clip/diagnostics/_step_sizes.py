@@ -14,6 +14,8 @@ x^2 / 2 is lowest after one gradient step, and back at its start after two:
 (3.0, 2.0)
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple, Unpack
 
 import jax

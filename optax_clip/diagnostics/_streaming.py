@@ -15,6 +15,8 @@ has no weights, and in 0.2.8 cannot cut a batch that is explicitly sharded.)
 6.0
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -113,6 +115,62 @@ def stream(
     return jax.tree.map(lambda x: x / total.astype(x.dtype), sums)
 
 
+def batch_loader(load: Callable[[int], Any]) -> Callable[[jax.Array], Any]:
+    """Returns a function that loads a batch from the host in the middle of a loss.
+
+    What is not linear in the loss (an eigenvalue, the lowest step along a line, a ratio
+    at the big batch) is no mean over batches. With the numbers of batches as the
+    arguments that ``microbatches`` cuts, every diagnostic measures batches that do not
+    fit on the device, one in memory at a time. A line search or Lanczos loads all of
+    them in every iteration.
+
+    Args:
+      load: ``load(i)`` returns batch i, a pytree of arrays of the same shapes and types
+        for every i. It is called in the order of the loop, so it can report progress.
+
+    Returns:
+      A function of an array of one number that returns the batch, to be called inside
+      of a loss or of a weight.
+
+    Raises:
+      ValueError: while the loop runs, if a batch is not like batch 0. jax reports it as
+        an error of its own.
+
+    Examples:
+      The Hessian of the mean over three batches has the top eigenvalue 3, the mean of
+      their eigenvalues would be 6.
+
+      >>> import jax, jax.numpy as jnp, numpy as np
+      >>> from optax_clip import diagnostics
+      >>> files = np.float32([[9, 0, 0], [0, 9, 0], [0, 0, 6]])
+      >>> batch = diagnostics.batch_loader(lambda i: files[i])
+      >>> loss = lambda x, number: 0.5 * jnp.sum(batch(number) * x**2)
+      >>> found = diagnostics.block_eigenvalues(
+      ...     loss, jnp.ones(3), jnp.arange(3), microbatches=3, key=jax.random.key(0))
+      >>> round(float(found[""].top), 3)
+      3.0
+    """
+    _checks.check_function("load", load)
+
+    def shapes_of(batch):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+
+    shapes = shapes_of(jax.tree.map(np.asarray, load(0)))
+
+    def checked(i):
+        batch = jax.tree.map(np.asarray, load(int(i)))
+        found = shapes_of(batch)
+        if found != shapes:
+            msg = f"every batch must be like batch 0, {shapes}; "
+            raise ValueError(f"{msg}number {int(i)} is {found}.")
+        return batch
+
+    def batch(number):
+        return jax.pure_callback(checked, shapes, jnp.reshape(number, ()))
+
+    return batch
+
+
 class BatchMean(NamedTuple):
     """A mean over batches, and how sure it is.
 
@@ -188,11 +246,12 @@ def mean_over_batches(
         if w:
             value = jax.tree.map(_inexact, measure(*batch))
             shape = jax.tree.map(jnp.shape, value)
-            n, shapes, state = n + 1, shapes or shape, state or _start(value)
+            if state is None:
+                state, shapes = _start(value), shape
             if shape != shapes:
                 msg = f"every batch must give a result like the first, {shapes}; "
                 raise ValueError(f"{msg}number {done} gave {shape}.")
-            state = _add(state, value, w)
+            n, state = n + 1, _add(state, value, w)
         # Waiting here keeps one batch on the device instead of the whole iterator.
         jax.block_until_ready(state)
         if progress is not None and n:

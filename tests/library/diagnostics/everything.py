@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_clip import diagnostics
 
@@ -152,3 +153,13 @@ WITHOUT_LOSS = {
     "drawn": drawn,
 }
 ALL = WITH_LOSS | WITHOUT_LOSS
+
+
+def close(got, wanted, tolerance):
+    """Relative to the largest number of the answer; nan is equal to nan."""
+    got, wanted = (
+        np.concatenate([np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(tree)])
+        for tree in (got, wanted)
+    )
+    atol = tolerance * np.nanmax(np.abs(wanted))
+    np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=atol)

@@ -37,6 +37,19 @@ def test_names_may_be_anything_and_keep_the_order_of_the_leaves():
     assert [float(norm.size) for norm in norms.values()] == [2, 3, 1]
 
 
+def test_leaves_without_a_gradient_count_as_zeros():
+    p = {"base": jnp.ones(3, jnp.int8), "w": jnp.ones(3)}
+    g = jax.grad(lambda p: jnp.sum(p["base"] * p["w"] ** 2), allow_int=True)(p)
+    assert g["base"].dtype == jax.dtypes.float0
+    assert diagnostics.block_norms(g)["base"] == (0, 0, 0, 3)
+    histogram = diagnostics.coordinate_histogram(g, [0.5, 1.0, 4.0])
+    assert (histogram.below, histogram.counts.sum()) == (3, 3)
+    assert diagnostics.hessian_complexity(g, {"base": 9.0, "w": 2.0}).gradient == 2
+    for refuses in (diagnostics.top_coordinates, diagnostics.coordinate_quantiles):
+        with pytest.raises(TypeError, match="the one at base is float0"):
+            refuses(g, [0.5] if refuses is diagnostics.coordinate_quantiles else 0.5)
+
+
 def test_bad_input_is_named():
     def refuses(match, tree, error=ValueError, **options):
         with pytest.raises(error, match=match):

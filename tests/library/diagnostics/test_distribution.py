@@ -109,6 +109,14 @@ def test_quantiles_are_order_statistics(rng):
     np.testing.assert_array_equal(by_leaf["a"], [np.abs(tree["a"]).max()])
 
 
+def test_zeros_count_in_quantiles_as_all_others_do():
+    tree = {"table": jnp.zeros((9, 10)).at[2].set(3.0), "b": jnp.arange(4.0)}
+    got = coordinate_quantiles(tree, [0.2, 0.5, 0.9, 0.99], blocks=lambda path: path)
+    assert got["table"].tolist() == [0, 0, 3, 3]
+    assert got["b"].tolist() == [0, 1, 3, 3]
+    assert coordinate_quantiles(tree, [0.5, 0.95]).tolist() == [0, 3]
+
+
 def test_quantiles_of_stacked_layers_are_those_of_the_layers(rng):
     x = jnp.asarray(rng.normal(size=(3, 4, 5)), jnp.float32)
     layers = coordinate_quantiles({"x": x, "y": x[0]}, [0.5, 1.0], blocks=stack_x)

@@ -133,3 +133,55 @@ def test_bad_input_is_named():
     refuses("mode must be", x, mode="forward_over_forward")
     refuses("must be real", jnp.arange(2), error=TypeError)
     refuses("must be a random key", x, key=1, error=TypeError)
+
+
+### half precision
+
+SPECTRUM = np.concatenate([[2.3, 0.4, 0.3, -0.5], np.linspace(0.0, 0.1, 28)])
+
+
+def matrix(rng):
+    vectors = np.linalg.qr(rng.normal(size=(32, 32)))[0]
+    return jnp.asarray(vectors * SPECTRUM @ vectors.T, jnp.float32)
+
+
+def any_precision(x, a):
+    y = x["b"].astype(jnp.float32)
+    return y @ a @ y / 2
+
+
+def only_half_precision(x, a):
+    assert x["b"].dtype == jnp.bfloat16
+    return any_precision(x, a)
+
+
+@pytest.mark.parametrize("loss", [any_precision, only_half_precision])
+@pytest.mark.parametrize("iterations", [12, 25, 40, 80])
+def test_half_precision_has_the_ends_of_float32_whatever_the_iterations(
+    rng, loss, iterations
+):
+    x, a = {"b": jnp.ones(32, jnp.bfloat16)}, matrix(rng)
+    for seed in range(3):
+        found = block_eigenvalues(
+            loss,
+            x,
+            a,
+            key=jax.random.key(seed),
+            max_iterations=iterations,
+            tolerance=1e-6,
+        )["b"]
+        # Products in half precision are off by 2^-9 of the norm.
+        atol = 0.02 if loss is only_half_precision else 2e-3
+        np.testing.assert_allclose(found.top, 2.3, atol=atol)
+        np.testing.assert_allclose(found.bottom, -0.5, atol=atol)
+
+
+def test_ends_that_have_not_converged_are_marked_and_the_residual_bounds_them(rng):
+    x, a = {"b": jnp.ones(32)}, matrix(rng)
+    find = functools.partial(block_eigenvalues, any_precision, x, a)
+    for iterations in (1, 2, 4, 40):
+        ends = find(key=jax.random.key(0), max_iterations=iterations)["b"]
+        assert bool(ends.converged) == (iterations == 40)
+        for end, residual in zip(ends[:2], ends.residual, strict=True):
+            assert np.min(np.abs(SPECTRUM - end)) <= residual + 1e-5
+    assert (ends.residual < 1e-2).all()

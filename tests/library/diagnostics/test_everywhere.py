@@ -23,6 +23,7 @@ from .everything import (
     KEY,
     WITH_HESSIAN,
     WITH_LOSS,
+    close,
     correlation,
     diagonal,
     masked,
@@ -31,16 +32,6 @@ from .everything import (
 from .problems import dense, flat, transformer_loss, waves
 
 pytestmark = pytest.mark.usefixtures("strict")
-
-
-def close(got, wanted, tolerance):
-    """Relative to the largest number of the answer; nan is equal to nan."""
-    got, wanted = (
-        np.concatenate([np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(tree)])
-        for tree in (got, wanted)
-    )
-    atol = tolerance * np.nanmax(np.abs(wanted))
-    np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=atol)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -127,6 +118,22 @@ def test_searches_that_find_nothing_make_no_infinity(flags):
     assert row.newton_step == np.inf
     lonely = diagnostics.heterogeneity({"a": 0.0, "b": 0.0, "c": 1.0})
     assert lonely.max_over_median == np.inf
+
+
+def test_answers_that_are_undefined_are_nan_whatever_the_flags(flags):
+    x = jnp.array([1.0, 2.0, 3.0])
+    # On this bowl all curvatures are equal.
+    found = diagnostics.gradient_hessian_correlation(lambda x: x @ x / 2, x, key=KEY)
+    assert np.isnan(found.pearson)
+    assert np.isnan(found.spearman_interval).all()
+    assert found.nonzero == 1
+    none = diagnostics.mask_persistence(jnp.zeros(2, bool), jnp.ones(2, bool))
+    assert np.isnan(none.fraction)
+    everything = diagnostics.masked_sharpness(
+        lambda x: x @ x / 2, x[:1], x[:1], mask=jnp.ones(1, bool)
+    )
+    assert everything.sharpness_fraction == 1
+    assert np.isnan(everything.rest_sharpness)
 
 
 def test_few_pairs_are_resampled_without_nan(flags):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from optax_clip import diagnostics
-from optax_clip.diagnostics import directional_derivatives
+from optax_clip.diagnostics import directional_derivatives, directional_sharpness
 
 from . import problems
+from .everything import WITH_LOSS, close
 from .problems import waves
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -110,5 +111,118 @@ def test_bad_batches_are_named():
         ValueError, match=r"like the first, \(2,\); number 2 gave \(3,\)"
     ):
         diagnostics.mean_over_batches(lambda x: x, shapes)
+    with pytest.raises(ValueError, match=r"like the first, \(\); number 2 gave \(3,\)"):
+        diagnostics.mean_over_batches(lambda x: x, [jnp.ones(()), jnp.ones(3)])
     with pytest.raises(TypeError, match="batches must be iterable; got a int"):
         diagnostics.mean_over_batches(lambda x: x, 3)
+
+
+### what is cut
+
+
+def weighted_classes(p, x, y, w):
+    """A loss whose last argument is no batch."""
+    log_p = jax.nn.log_softmax(x @ p)
+    picked = jnp.take_along_axis(log_p, y[:, None], axis=1)[:, 0]
+    return -jnp.mean(w[y] * picked)
+
+
+def classes(rng, rows=16):
+    x = jnp.asarray(rng.normal(size=(rows, 4)), jnp.float32)
+    p = jnp.asarray(rng.normal(size=(4, 8)), jnp.float32)
+    return p, (x, jnp.asarray(rng.integers(0, 8, rows)), jnp.arange(1.0, 9.0))
+
+
+def test_arrays_of_other_lengths_are_not_cut_without_being_asked(rng):
+    p, args = classes(rng)
+    wanted = directional_sharpness(weighted_classes, p, p, *args)
+    with pytest.raises(ValueError, match=r"args\[0\] has 16 rows and args\[2\] has 8"):
+        directional_sharpness(weighted_classes, p, p, *args, microbatches=4)
+    got = directional_sharpness(
+        weighted_classes, p, p, *args, microbatches=4, batch_argnums=(0, 1)
+    )
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", WITH_LOSS)
+def test_every_diagnostic_cuts_what_is_the_batch(rng, name):
+    x, u, batch = problems.draw_waves(rng)
+    batch["mask"] = jnp.ones(8)
+
+    def loss(x, scale, batch):
+        return jnp.sum(scale) * waves(x, batch)
+
+    measure = functools.partial(WITH_LOSS[name], loss, x, u, jnp.ones(2) / 2, batch)
+    got = measure(microbatches=4, batch_argnums=1)
+    close(got, measure(), 1e-2 if name == "minimum" else 1e-3)
+    with pytest.raises(ValueError, match=r"args\[0\] has 2 rows and args\[1\]"):
+        measure(microbatches=2)
+
+
+def test_wrong_batch_argnums_are_named(rng):
+    p, args = classes(rng)
+
+    def refuses(match, error=ValueError, **options):
+        with pytest.raises(error, match=match):
+            directional_sharpness(weighted_classes, p, p, *args, **options)
+
+    refuses("batch_argnums must be below 3", batch_argnums=3)
+    refuses("batch_argnums must be ints", error=TypeError, batch_argnums="x")
+    refuses("equal leading axes", microbatches=2)
+
+
+def test_keys_in_a_batch_are_cut_like_rows():
+    def loss(x, keys):
+        noise = jax.vmap(lambda key: jax.random.normal(key, ()))(keys)
+        return jnp.mean(noise) * jnp.sum(x**2)
+
+    x, keys = jnp.ones(2), jax.random.split(jax.random.key(0), 6)
+    got = directional_sharpness(loss, x, x, keys, microbatches=3)
+    np.testing.assert_allclose(got, directional_sharpness(loss, x, x, keys), rtol=1e-5)
+
+
+### batches of the host
+
+
+def halves(batch):
+    return [jax.tree.map(lambda a, i=i: np.asarray(a[i::2]), batch) for i in range(2)]
+
+
+@pytest.mark.parametrize("name", WITH_LOSS)
+def test_loaded_batches_are_one_big_batch_for_every_diagnostic(rng, name):
+    x, u, batch = problems.draw_waves(rng)
+    parts, loaded = halves(batch), []
+
+    def load(i):
+        loaded.append(i)
+        return parts[i]
+
+    fetch = diagnostics.batch_loader(load)
+
+    def loss(x, number):
+        return waves(x, fetch(number))
+
+    def weight(number):
+        return problems.tokens(fetch(number))
+
+    options = {"microbatches": 2, "weight": weight}
+    got = WITH_LOSS[name](loss, x, u, jnp.arange(2), **options)
+    wanted = WITH_LOSS[name](waves, x, u, batch)
+    close(got, wanted, 1e-2 if name == "minimum" else 1e-3)
+    assert set(loaded) == {0, 1}
+
+
+def test_a_batch_that_is_not_like_the_first_is_named():
+    fetch = diagnostics.batch_loader(lambda i: np.ones(3 + i, np.float32))
+
+    def loss(x, number):
+        return jnp.sum(fetch(number)) * jnp.sum(x**2)
+
+    with pytest.raises(
+        jax.errors.JaxRuntimeError, match="every batch must be like batch 0"
+    ):
+        directional_sharpness(
+            loss, jnp.ones(2), jnp.ones(2), jnp.arange(2), microbatches=2
+        )
+    with pytest.raises(TypeError, match="load must be a function"):
+        diagnostics.batch_loader([1, 2])
