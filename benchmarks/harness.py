@@ -68,6 +68,7 @@ class Occasion(NamedTuple):
         """What every record begins with; the work is done when this is called."""
         return {
             "command": command,
+            "commit": provenance.commit(),
             "date": self.date,
             "made_with": provenance.made_with() | peer_versions(),
             "load_average": {"before": self.load, "after": os.getloadavg()},

@@ -83,7 +83,7 @@ def main(settings: Settings) -> Row:
                     key = key if compiling else key + prefix
                     if compiling == (number == 0):
                         measured.setdefault(key, []).append(seconds)
-    record = {
+    record: Row = {
         **occasion.provenance(harness.command("placement", settings)),
         "tree": settings.tree,
         "devices": settings.devices,

@@ -250,7 +250,7 @@ def moving_average(
         raise ValueError(
             "clipped_sgd: expected decay, that of a moving average, in [0, 1); got "
             f"{decay}. (optax.sgd's momentum is a heavy ball: the same steps need "
-            "(1 - momentum) times the learning rate here.)"
+            "1 / (1 - momentum) times its learning rate here.)"
         )
     if decay is None or (isinstance(decay, (int, float)) and decay == 0):
         return []

@@ -12,6 +12,8 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 Batch = Mapping[str, Any]  # what a loss takes: arrays, or what jit makes of them
 
+IGNORED = -100  # the label of a position where nothing is predicted
+
 
 def rows_at(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     """The rows of batch number `step`: epochs are permutations, remainders dropped."""

@@ -15,9 +15,8 @@ collator of Hugging Face does, which the papers' code uses.
 import numpy as np
 import scipy.special
 
-from examples.data.batching import Arrays
+from examples.data.batching import IGNORED, Arrays
 from examples.data.subwords import Subwords
-from examples.models.encoder import IGNORED
 
 PROBABILITY = 0.15
 _MASKED, _REPLACED = 0.8, 0.1  # the rest stays as it is

@@ -132,7 +132,8 @@ def _landscape(figure: Figure, summary: Summary) -> None:
 def _histogram(figure: Figure, summary: Summary) -> None:
     axes = figure.subplots()
     of = looks.histogram(axes, summary["momentum"], looks.COLOURS["sgd"])
-    axes.set_title(_title(f"SGD's momentum ({of})", summary))
+    title = _title("SGD's momentum", summary)
+    axes.set_title(f"{title}\n{of}")
 
 
 def _sharpness(figure: Figure, summary: Summary) -> None:

@@ -135,6 +135,9 @@ def histogram(axes: Axes, counted: Mapping[str, Any], colour: str) -> str:
         xlabel="magnitude of the momentum coordinate",
         ylabel="fraction of the coordinates",
     )
+    seen = np.flatnonzero(counts)
+    if seen.size:
+        axes.set_xlim(edges[seen[0]], edges[seen[-1] + 1])
     below = counted["below"] / total
     return f"{total:,} coordinates; {below:.1%} below {edges[0]:g}"
 

@@ -57,7 +57,7 @@ RATIOS: Mapping[tuple[str, str], Mapping[int, Ratios]] = {
 }
 
 # The batch of each measured epoch whose landscape the figures show, counted from 1.
-PICTURED_BATCHES: Mapping[tuple[str, str], Mapping[int, int]] = {
+FIGURE_BATCHES: Mapping[tuple[str, str], Mapping[int, int]] = {
     ("translation", "sgd"): {2: 10, 5: 4, 10: 3, 20: 3},
     ("masked_lm", "sgd"): {2: 10, 5: 5, 10: 1, 20: 7},
     ("translation", "adam"): {2: 5, 5: 10, 10: 4, 20: 5},

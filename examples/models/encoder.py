@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from examples.data.batching import IGNORED as IGNORED
 from examples.models.t5 import Array, Embed, Params, Rngs, at_least_float32
-
-IGNORED = -100  # the label of a position where nothing is predicted
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.heterogeneity import verdict as second_paper
+from examples.heterogeneity.claims import gap
 from examples.heterogeneity.reading import name
 from examples.lab import files, paper, run_folder
 from examples.lab.tables import Table
@@ -110,13 +110,13 @@ def _convergence(folder: Path) -> list[str]:
 
 
 def _heterogeneity(runs: Sequence[dict[str, Any]]) -> list[str]:
-    gaps = {name(run): second_paper.gap(run) for run in runs}
-    failing = ", ".join(who for who, gap in gaps.items() if gap <= 0) or "-"
+    gaps = {name(run): gap(run) for run in runs}
+    failing = ", ".join(who for who, found in gaps.items() if found <= 0) or "-"
     seeds = max(len(one["losses"]) for run in runs for one in run["optimizers"])
     return [
         "sign SGD ends below SGD (the second paper's)",
-        f"on {sum(gap > 0 for gap in gaps.values())} of {len(gaps)} tasks and models, "
-        f"by {min(gaps.values()):.3f} to {max(gaps.values()):.3f}",
+        f"on {sum(found > 0 for found in gaps.values())} of {len(gaps)} tasks and "
+        f"models, by {min(gaps.values()):.3f} to {max(gaps.values()):.3f}",
         f"up to {seeds} seeds each",
         f"{failing} ([verdict]({_RESULTS}/heterogeneity/verdict.md))",
     ]

@@ -146,7 +146,7 @@ def measurer(
             **moment._asdict(),
             "sharpness": {name: numbers(d) for name, d in derived.items()},
         }
-        if moment.pictured:
+        if moment.in_figure:
             scans = jax.device_get(
                 scan(params, updates, batch, spacing=spacing(derived))
             )

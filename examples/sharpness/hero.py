@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from examples.lab import looks, provenance, tables
 from examples.lab.optimizers import label
@@ -44,22 +45,31 @@ def write(folder: Path) -> list[Path]:
 
 def caption(settings: Mapping[str, Any], seeds: Seeds) -> str:
     """What the figure says, in words."""
-    at = next(row for row in _means(seeds) if row["fraction"] == settings["fraction"])
-    deeper = np.mean([_decrease(s, "clipped_sgd") / _decrease(s, "sgd") for s in seeds])
-    percent = 100 * settings["fraction"]
+    at = _means(seeds)[settings["fraction"]]
+    percent, ratio = 100 * settings["fraction"], _mean_ratio(seeds, "clipped_sgd")
     return (
         f"Left: the top {percent:g} % of the coordinates of SGD's direction carry "
-        f"{at['sharpness']:.0%} of its sharpness and {at['slope']:.0%} of its slope. "
-        f"Right: with them clipped, the direction goes {deeper:.1f} times as far down. "
-        f"Line: mean of {len(seeds)} seeds; band: lowest to highest."
+        f"{at['sharpness']:.0%} of its sharpness, but {at['slope']:.0%} of its slope. "
+        "Right: the loss along each direction, in units of SGD's valley; with "
+        f"{percent:g} % clipped the direction has {ratio:.2f} times SGD's sharpness, "
+        f"Adam's {_mean_ratio(seeds, 'adam'):.2f} times. Lines: mean of {len(seeds)} "
+        "seeds; bands: lowest to highest."
     )
 
 
-def _means(seeds: Seeds) -> list[dict[str, float]]:
-    return [
-        {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+def _mean_ratio(seeds: Seeds, name: str) -> float:
+    ratios = [seed["sharpness"][name] / abs(seed["sharpness"]["sgd"]) for seed in seeds]
+    return float(np.mean(ratios))
+
+
+def _means(seeds: Seeds) -> dict[float, dict[str, float]]:
+    """By fraction: what the top coordinates carry, mean over the seeds."""
+    return {
+        rows[0]["fraction"]: {
+            key: float(np.mean([row[key] for row in rows])) for key in rows[0]
+        }
         for rows in zip(*(seed["top"] for seed in seeds), strict=True)
-    ]
+    }
 
 
 def _decrease(seed: Mapping[str, Any], name: str) -> float:
@@ -99,7 +109,7 @@ def _carried(axes: Axes, seeds: Seeds) -> None:
         xscale="log",
         ylim=(0, 1.05),
         xlabel="top coordinates of SGD's direction",
-        title="Which fraction of it they carry",
+        title="What the top coordinates carry",
     )
     axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:g} %")
     axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f} %")
@@ -107,18 +117,19 @@ def _carried(axes: Axes, seeds: Seeds) -> None:
 
 
 def _landscape(axes: Axes, settings: Mapping[str, Any], seeds: Seeds) -> None:
+    """In units of SGD's own valley on the same seed: seeds differ more than lines."""
     lowest = 0.0
     for name in COMPARED:
-        style, curves = looks.look(name, settings["fraction"]), []
-        ends = [seed["curves"][name]["steps"] for seed in seeds]
-        grid = np.geomspace(
-            max(steps[1] for steps in ends), min(s[-1] for s in ends), 60
-        )
+        style, lines = looks.look(name, settings["fraction"]), []
         for seed in seeds:
-            curve = seed["curves"][name]
+            curve, plain = seed["curves"][name], seed["curves"]["sgd"]
+            far = plain["steps"][int(np.argmin(plain["losses"]))]
             change = np.array(curve["losses"]) - curve["losses"][0]
-            curves.append(np.interp(grid, curve["steps"], change))
-        band = np.array(curves)
+            lines.append(
+                (np.array(curve["steps"]) / far, change / _decrease(seed, "sgd"))
+            )
+        grid = np.geomspace(max(x[1] for x, _ in lines), min(x[-1] for x, _ in lines))
+        band = np.array([np.interp(grid, *line) for line in lines])
         axes.fill_between(
             grid,
             band.min(0),
@@ -132,10 +143,13 @@ def _landscape(axes: Axes, settings: Mapping[str, Any], seeds: Seeds) -> None:
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     axes.set(
         xscale="log",
-        ylim=(1.1 * lowest, -0.6 * lowest),
-        xlabel="distance along the direction",
-        title="Change of the loss along it (nats per token)",
+        ylim=(1.1 * lowest, -0.45 * lowest),
+        xlabel="distance / that to SGD's lowest loss",
+        title="Change of the loss / SGD's decrease",
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend()
 
 

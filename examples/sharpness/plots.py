@@ -95,7 +95,7 @@ def _landscape(summary: Summary, figure: Figure) -> None:
                 axes.plot(curve["steps"][best], change[best], **looks.dots(name))
             lowest = min(lowest, float(change[best]))
         axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-        axes.set(xscale="log", title=f"epoch {epoch}, batch {cell['pictured']}")
+        axes.set(xscale="log", title=f"epoch {epoch}, batch {cell['in_figure']}")
         axes.set_xlabel("distance along the normalised direction")
         axes.label_outer()
     if lowest < 0:  # what rises far above the start would hide the valleys
@@ -132,7 +132,7 @@ def _momentum(summary: Summary, figure: Figure) -> None:
     """Figure 1, at the end."""
     axes = figure.subplots()
     of = looks.histogram(axes, summary["momentum"], looks.COLOURS["sgd"])
-    axes.set_title(f"SGD's momentum, {of}\n{subject(summary)}")
+    axes.set_title(f"SGD's momentum: {subject(summary)}\n{of}")
 
 
 def _has(key: str) -> Callable[[Summary], bool]:

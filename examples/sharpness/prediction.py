@@ -32,7 +32,7 @@ def predict(settings: Settings, task: Task) -> Prediction:
     params = sum(x.nbytes for x in jax.tree.leaves(task.params))
     tokens, directions = optax.tree.size(task.fixed_batch(1)), len(settings.fractions())
     points = 2 * SPACINGS + 1
-    scanned = directions * points * sum(moment.pictured for moment in at.values())
+    scanned = directions * points * sum(moment.in_figure for moment in at.values())
     rows = (
         6 * max(at) * sizes.batch_size
         + 6 * sizes.adapting_steps * sizes.adapting_batch

@@ -158,7 +158,7 @@ class Moment(NamedTuple):
 
     epoch: int
     batch: int
-    pictured: bool  # with the landscape
+    in_figure: bool  # with the landscape
 
 
 def moments(settings: Settings) -> dict[int, Moment]:
@@ -168,14 +168,14 @@ def moments(settings: Settings) -> dict[int, Moment]:
     paper's figure shows is among them.
     """
     sizes = settings.sizes()
-    pictured = paper.PICTURED_BATCHES.get((settings.task, settings.trajectory), {})
+    shown = paper.FIGURE_BATCHES.get((settings.task, settings.trajectory), {})
     found = {}
     for epoch in sizes.measured_epochs:
         random = np.random.default_rng((settings.seed, epoch))
         drawn = random.permutation(sizes.batches_per_epoch) + 1
-        first = min(pictured.get(epoch, drawn[0]), sizes.batches_per_epoch)
+        first = min(shown.get(epoch, drawn[0]), sizes.batches_per_epoch)
         rest = drawn[drawn != first][: sizes.measured_batches - 1]
         for batch in sorted(map(int, [first, *rest])):
             step = (epoch - 1) * sizes.batches_per_epoch + batch
-            found[step] = Moment(epoch, batch, pictured=batch == first)
+            found[step] = Moment(epoch, batch, in_figure=batch == first)
     return found

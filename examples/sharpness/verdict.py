@@ -5,26 +5,19 @@ one folder, and writes verdict.md there. Seeds of the same experiment are counte
 beside each other; nothing that was measured is left out.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from examples.lab import command_line, files, paper, provenance, run_folder
-from examples.lab.directions import finite_mean
-from examples.lab.optimizers import label
 from examples.lab.tables import Table
-from examples.sharpness.claims import holding
+from examples.sharpness.claims import claims, holding, name
 from examples.sharpness.report import Summary, introduction
-from examples.tasks import by_name
 
 RESULTS = Path(__file__).parents[1] / "results" / "sharpness"
 
-Directions = Mapping[str, Any]
 _PAIRS = tuple(paper.RATIOS)
-_CLIPPED = ("sgd", "normalized_sgd", "adafactor")
 
 
 def main(folder: tyro.conf.Positional[Path] = RESULTS) -> Path:
@@ -47,7 +40,7 @@ def _markdown(runs: Sequence[Summary]) -> str:
     parts += [
         "## The runs",
         "\n".join(
-            f"- {_name(run)}: {introduction(run)} "
+            f"- {name(run)}: {introduction(run)} "
             f"{provenance.described(run['sessions'])}"
             for run in runs
         ),
@@ -68,15 +61,15 @@ def cells(runs: Sequence[Summary]) -> Table:
         exceptions: dict[str, list[str]] = {}
         for run, epoch, every in found:
             if not every[i][0]:
-                exceptions.setdefault(_name(run), []).append(epoch)
+                exceptions.setdefault(name(run), []).append(epoch)
         rows.append(
             [
                 one.claim,
                 f"{sum(every[i][0] for _, _, every in found)} of {len(found)}",
                 f"{sum(batches)} of {len(batches)}",
                 "; ".join(
-                    f"{name}: epoch{'s' * (len(epochs) > 1)} {', '.join(epochs)}"
-                    for name, epochs in exceptions.items()
+                    f"{who}: epoch{'s' * (len(epochs) > 1)} {', '.join(epochs)}"
+                    for who, epochs in exceptions.items()
                 )
                 or "none",
             ]
@@ -98,211 +91,10 @@ def cells(runs: Sequence[Summary]) -> Table:
     )
 
 
-def claims(runs: Sequence[Summary]) -> Table:
-    """The paper's other claims."""
-    rows = []
-    for text, where, count, theirs in _COUNTED:
-        chosen = [run for run in runs if where(run)]
-        every = [cell["directions"] for run in chosen for cell in _cells(run)]
-        if every:
-            held = sum(count(directions) for directions in every)
-            rows.append([text, theirs, f"{held} of {len(every)} cells"])
-    for name in _CLIPPED:
-        pairs = [
-            (cell["directions"][f"clipped_{name}"], cell["directions"][name])
-            for run in runs
-            for cell in _cells(run)
-        ]
-        quotients = [
-            clipped["ratio"] / plain["ratio"]
-            for clipped, plain in pairs
-            if clipped["ratio"] is not None and plain["ratio"]
-        ]
-        theirs = [
-            ratios[f"clipped_{name}"] / ratios.get(name, 1.0)
-            for table in paper.RATIOS.values()
-            for ratios in table.values()
-        ]
-        rows.append(
-            [
-                f"sharpness of {label(f'clipped_{name}', None)} / unclipped",
-                f"{min(theirs):.2g} to {max(theirs):.2g}",
-                f"{min(quotients):.2g} to {max(quotients):.2g}" if quotients else "-",
-            ]
-        )
-    rows += _trajectories(runs)
-    rows += [_stability(run) for run in runs]
-    for run in runs:
-        if found := run["correlation"]:
-            low, high = found["spearman_interval"]
-            rows.append(
-                [
-                    "coordinates with large gradients have large curvature "
-                    f"(Spearman, 95 % interval): {_name(run)}",
-                    "conjectured, not measured",
-                    f"{found['spearman']:.2f} ({low:.2f} to {high:.2f})",
-                ]
-            )
-    return Table("Its other claims", ["", "the paper", "here"], rows)
-
-
-def _trajectories(runs: Sequence[Summary]) -> list[list[str]]:
-    """Whether the ratios are smaller on Adam's trajectory, of each pair of runs."""
-    rows = []
-    for one in filter(_of("translation"), runs):
-        for other in filter(_of("translation"), runs):
-            drivers = [run["settings"]["trajectory"] for run in (one, other)]
-            seeds = {run["settings"]["seed"] for run in (one, other)}
-            if drivers != ["sgd", "adam"] or len(seeds) > 1:
-                continue
-            quotients = [
-                _on(one, epoch, name) / _on(other, epoch, name)
-                for epoch in one["epochs"]
-                for name in paper.COLUMNS
-                if epoch in other["epochs"] and _on(other, epoch, name)
-            ]
-            quotients = [q for q in quotients if math.isfinite(q)]
-            if not quotients:
-                continue
-            smaller = sum(quotient > 1 for quotient in quotients)
-            rows.append(
-                [
-                    "translation: ratios are smaller on Adam's trajectory than on "
-                    "SGD's, at the same epoch",
-                    "22 of 24, most by a factor of 4 to 300",
-                    f"{smaller} of {len(quotients)}; SGD's / Adam's "
-                    f"{min(quotients):.2g} to {max(quotients):.2g}",
-                ]
-            )
-    return rows
-
-
-def _on(run: Summary, epoch: str, name: str) -> float:
-    """A ratio; nan where it was not finite."""
-    ratio = run["epochs"][epoch]["directions"][name]["ratio"]
-    return math.nan if ratio is None else ratio
-
-
-def _stability(run: Summary) -> list[str]:
-    """How far apart the sharpnesses of SGD's direction are."""
-    found = [
-        abs(x)
-        for cell in _cells(run)
-        for x in cell["directions"]["sgd"]["sharpness"]
-        if x
-    ]
-    return [
-        f"directional sharpness is stable over the iterations: {_name(run)}",
-        f"said; its own ratios change up to {_paper_changes():.0f}-fold in a table",
-        f"SGD's largest / smallest: {max(found) / min(found):.2g}" if found else "-",
-    ]
-
-
-def _paper_changes() -> float:
-    """The largest ratio over the smallest, of one optimizer in one of its tables."""
-    return max(
-        max(column) / min(column)
-        for table in paper.RATIOS.values()
-        for name in paper.COLUMNS
-        for column in [[ratios[name] for ratios in table.values()]]
-    )
-
-
-def _below(a: str, b: str) -> Callable[[Directions], bool]:
-    def below(directions: Directions) -> bool:
-        ours, theirs = directions[a]["ratio"], directions[b]["ratio"]
-        return None not in (ours, theirs) and ours < theirs
-
-    return below
-
-
-def _any(run: Summary) -> bool:
-    return bool(run)
-
-
-def _of(task: str) -> Callable[[Summary], bool]:
-    return lambda run: run["settings"]["task"] == task
-
-
-def _steepest(directions: Directions) -> bool:
-    """SGD's slope is the lowest, in the mean over the batches."""
-    slopes = {name: finite_mean(row["slope"]) for name, row in directions.items()}
-    return min(slopes, key=lambda name: slopes[name]) == "sgd"
-
-
-def _clipping_flattens(directions: Directions) -> bool:
-    slopes = {name: finite_mean(row["slope"]) for name, row in directions.items()}
-    return all(slopes[f"clipped_{name}"] > slopes[name] for name in _CLIPPED)
-
-
-def _farther(name: str) -> Callable[[Directions], bool]:
-    return lambda d: d[f"clipped_{name}"]["decrease"] > d[name]["decrease"]
-
-
-# Claim, the runs it is about, when it holds of a cell, what the paper has.
-_COUNTED: Sequence[
-    tuple[str, Callable[[Summary], bool], Callable[[Directions], bool], str]
-] = (
-    (
-        "Adafactor is below Adam (almost always)",
-        _any,
-        _below("adafactor", "adam"),
-        "14 of 16 cells",
-    ),
-    (
-        "translation: clipped SGD is above normalized SGD",
-        _of("translation"),
-        _below("normalized_sgd", "clipped_sgd"),
-        "8 of 8 cells",
-    ),
-    (
-        "masked language model: clipped SGD is below normalized SGD",
-        _of("masked_lm"),
-        _below("clipped_sgd", "normalized_sgd"),
-        "8 of 8 cells",
-    ),
-    (
-        "SGD's direction goes down most steeply (gradient correlation)",
-        _any,
-        _steepest,
-        "said, no numbers",
-    ),
-    (
-        "clipping makes directions less steep",
-        _any,
-        _clipping_flattens,
-        "said, no numbers",
-    ),
-    *(
-        (
-            f"clipping lets {label(name, 0)} reduce the loss further on its line",
-            _any,
-            _farther(name),
-            "figures 3, 5 to 8",
-        )
-        for name in _CLIPPED
-    ),
-)
-
-
-def _cells(run: Summary) -> Sequence[Mapping[str, Any]]:
-    return list(run["epochs"].values())
-
-
 def _pair(run: Summary) -> tuple[int, str, str]:
     """The paper's order of the experiments; others come last."""
     pair = run["settings"]["task"], run["settings"]["trajectory"]
     return (_PAIRS.index(pair) if pair in _PAIRS else len(_PAIRS), *pair)
-
-
-def _name(run: Summary) -> str:
-    settings = run["settings"]
-    parts = [
-        by_name.TITLES[settings["task"]],
-        f"{label(settings['trajectory'], 0)}'s trajectory",
-        *([f"seed {settings['seed']}"] if settings["seed"] else []),
-    ]
-    return ", ".join(parts)
 
 
 def cli() -> None:

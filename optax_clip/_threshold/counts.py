@@ -34,19 +34,31 @@ def rank(fraction: jax.Array | float, size: int | jax.Array) -> int | jax.Array:
       fraction: a Python number in ``[0, 1)``, or a float array, clamped to the range.
       size: a Python integer, or an array of them.
     """
-    if isinstance(size, int) and not isinstance(fraction, jax.Array):
+    traced = isinstance(fraction, jax.Array)
+    double = (fraction if traced else np.asarray(fraction)).dtype == np.float64
+    if isinstance(size, int) and not traced:
         product = fractions.Fraction(float(fraction)) * size
-        double = np.asarray(fraction).dtype == np.float64
         error = product / 2**53 if double else min(product / 2**24, _LARGEST_ERROR)
         return min(max(math.floor(product + error), 0), max(size - 1, 0))
-    # Doubles stay doubles; what is known in advance needs none (TPUs have none).
-    double = isinstance(fraction, jax.Array) and fraction.dtype == jnp.float64
-    given = jnp.asarray(fraction, jnp.float64 if double else jnp.float32)
-    clamped = jnp.clip(given, 0, 1)
+    given = jnp.asarray(fraction, jnp.float64 if traced and double else jnp.float32)
     with wide():
         number = jnp.asarray(size, jnp.int64)
-        last = jnp.maximum(number - 1, 0)
-        return jnp.minimum(_product(clamped, number), last)
+        if double and not traced:
+            product = _product_of_known(float(fraction), number)
+        else:
+            product = _product(jnp.clip(given, 0, 1), number)
+        return jnp.minimum(product, jnp.maximum(number - 1, 0))
+
+
+def _product_of_known(fraction: float, size: jax.Array) -> jax.Array:
+    """Returns the same for a fraction that is known, in integers: TPUs have no doubles.
+
+    The fraction is ``n / 2^e``; with ``n = high 2^27 + low`` all is below 2^63, for
+    sizes below 2^36. The last bit of ``n`` is half of the fraction's own rounding.
+    """
+    mantissa, exponent = math.frexp(fraction)
+    high, low = divmod(int(mantissa * 2**54) + 1, 2**27)
+    return (high * size + (low * size >> 27)) >> min(27 - exponent, 63)
 
 
 def _product(fraction: jax.Array, size: jax.Array) -> jax.Array:

@@ -160,7 +160,8 @@ def _dispatch(problem: _Problem, arrays: list, fraction: jax.Array) -> tuple:
             kind_of = dict(zip(meshes[0].axis_names, meshes[0].axis_types, strict=True))
             axes = tuple(a for a, kind in kind_of.items() if kind == AxisType.Explicit)
             run = jax.sharding.auto_axes(run, axes=axes, out_sharding=(P(), P()))
-    return tuple(run(*operands))
+    found: Any = run(*operands)
+    return tuple(found)
 
 
 def _find(

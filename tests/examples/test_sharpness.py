@@ -165,15 +165,15 @@ def test_the_papers_own_sizes_are_those_of_a_program(micro_t5):
 
 @pytest.mark.parametrize("task", ["translation", "masked_lm"])
 @pytest.mark.parametrize("trajectory", ["sgd", "adam"])
-def test_five_batches_of_each_epoch_are_measured_the_pictured_one_among_them(
+def test_five_batches_of_each_epoch_are_measured_that_of_the_figure_among_them(
     task, trajectory
 ):
     settings = Settings(task=task, trajectory=trajectory)
     found = moments(settings)
-    for epoch, batch in paper.PICTURED_BATCHES[task, trajectory].items():
+    for epoch, batch in paper.FIGURE_BATCHES[task, trajectory].items():
         own = [m for m in found.values() if m.epoch == epoch]
         assert len({m.batch for m in own}) == 5
-        assert [m.batch for m in own if m.pictured] == [batch]
+        assert [m.batch for m in own if m.in_figure] == [batch]
     assert all(step == 10 * (m.epoch - 1) + m.batch for step, m in found.items())
     assert found != moments(dataclasses.replace(settings, seed=1))
 

@@ -412,3 +412,20 @@ def test_the_rank_of_a_traced_fraction_is_exact_up_to_its_own_rounding(fraction,
 @given(fraction=st.floats(0, 1, exclude_max=True), size=st.integers(1, 2**34))
 def test_the_rank_of_a_concrete_fraction_is_exact(fraction, size):
     assert counting_rank(fraction, size) == reference.rank(fraction, size)
+
+
+@given(fraction=st.floats(0, 1, exclude_max=True), size=st.integers(1, 2**34))
+def test_the_rank_among_a_number_that_is_found_later_is_exact(fraction, size):
+    """That of the non-zero coordinates is known only when they have been counted."""
+    with counts.wide():
+        found = counts.rank(fraction, jnp.asarray(size, jnp.int64))
+    assert int(found) == reference.rank(fraction, size, eps=2.0**-54)
+
+
+@pytest.mark.parametrize("fraction", DECIMALS)
+def test_the_rank_of_a_decimal_among_a_number_found_later(fraction):
+    expected = {n: math.floor(Fraction(fraction) * n) for n in SIZES}
+    with counts.wide():
+        sizes = jnp.asarray(SIZES, jnp.int64)
+        found = counts.rank(float(fraction), sizes).tolist()
+    assert dict(zip(SIZES, found, strict=True)) == expected
