@@ -19,7 +19,7 @@ from examples.heterogeneity import report as heterogeneity
 from examples.heterogeneity import verdict as heterogeneity_verdict
 from examples.lab import command_line, looks
 from examples.pretrain import model_card
-from examples.redraw import readme
+from examples.redraw import blocks
 from examples.sharpness import hero
 from examples.sharpness import report as sharpness
 from examples.sharpness import verdict as sharpness_verdict
@@ -40,7 +40,13 @@ VERDICTS: Mapping[str, Callable[[Path], Path]] = {
     "examples/results/sharpness": sharpness_verdict.main,
     "examples/results/heterogeneity": heterogeneity_verdict.main,
 }
-READ = ("examples/results", "examples/checkpoints", "README.md")
+READ = (
+    "examples/results",
+    "examples/checkpoints",
+    "benchmarks/results",
+    "docs/concepts",
+    "README.md",
+)
 
 
 def make(root: Path) -> list[Path]:
@@ -50,7 +56,7 @@ def make(root: Path) -> list[Path]:
         for path in sorted(root.glob(pattern)):
             made += maker(path.parent)
     made += [verdict(root / folder) for folder, verdict in VERDICTS.items()]
-    return [*made, *readme.write(root)]
+    return [*made, *blocks.write(root)]
 
 
 def differences(committed: Path, again: Path, made: list[Path]) -> Iterator[str]:

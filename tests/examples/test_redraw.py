@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from examples.lab import looks
-from examples.redraw import everything, readme
+from examples.redraw import everything
 from examples.sharpness import concentration
 
 
@@ -84,15 +84,19 @@ def test_the_hash_of_a_figure_knows_its_numbers_and_words():
         assert figure() in hashes
 
 
-def test_the_readmes_table_stands_between_its_comments(copy):
+def test_what_is_said_of_results_stands_between_its_comments(copy):
     path = copy / "README.md"
-    path.write_text(f"before\n{readme.BEGIN}\nstale\n{readme.END}\nafter\n")
+    begin, end = (
+        "<!-- results: python -m examples.redraw -->",
+        "<!-- end of results -->",
+    )
+    path.write_text(f"before\n{begin}\nstale\n{end}\nafter\n")
     everything.make(copy)
     text = path.read_text()
     assert "stale" not in text
-    assert text.startswith(f"before\n{readme.BEGIN}\n| effect |")
-    assert text.endswith(f"\n{readme.END}\nafter\n")
-    path.write_text(f"{readme.BEGIN}\n")
+    assert text.startswith(f"before\n{begin}\n| effect |")
+    assert text.endswith(f"\n{end}\nafter\n")
+    path.write_text(f"{begin}\n")
     with pytest.raises(ValueError, match="expected <!-- end of results --> behind"):
         everything.make(copy)
 

@@ -224,7 +224,7 @@ def test_a_gradient_in_microbatches_is_that_of_the_whole_batch(rng):
         ({"learning_rate": -1.0}, "--learning-rate must be positive; got -1.0"),
         ({"batch_size": 3}, "--batch-size must be a multiple of 2, .* got 3"),
         ({"batch_size": 4_000}, "expected at least 8,000 training examples"),
-        ({"task": "masked_lm", "pairs": "x.tsv"}, "--pairs and --dataset are for tra"),
+        ({"task": "masked_lm", "pairs": "x.tsv"}, "--pairs and --dataset with pairs"),
         ({"documents": "x.txt"}, "--documents is for language models"),
         ({"init": "nowhere/at/all"}, "expected a folder with config.json"),
         ({"resume": True}, "holds no run to resume"),

@@ -1,12 +1,13 @@
-"""The README's table of results, made from result files.
+"""What the README and the documentation say of results, made from result files.
 
-It stands between two comments of the README, which are invisible there:
+It stands between two comments, which are invisible there:
 
-    <!-- results: python -m examples.redraw -->
-    <!-- end of results -->
+    <!-- NAME: python -m examples.redraw -->
+    <!-- end of NAME -->
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,66 @@ from examples.heterogeneity.reading import name
 from examples.lab import files, paper, run_folder
 from examples.lab.tables import Table
 from examples.lab.winners import of, winners
+from examples.sharpness import hero
 from examples.sharpness.claims import holding
 from examples.tasks import by_name
 
-BEGIN, END = "<!-- results: python -m examples.redraw -->", "<!-- end of results -->"
 _RESULTS = "examples/results"
 
 
 def write(root: Path) -> list[Path]:
-    """Puts the table between the comments; a README without them stays as it is."""
-    path = root / "README.md"
-    text = path.read_text()
-    if BEGIN not in text:
-        return []
-    before, rest = text.split(BEGIN, 1)
-    if END not in rest:
-        raise ValueError(f"{path}: expected {END} behind {BEGIN}.")
-    after = rest.split(END, 1)[1]
-    block = f"{BEGIN}\n{table(root / _RESULTS).markdown()}\n{END}"
-    files.write_text(path, before + block + after)
-    return [path]
+    """Puts every block between its comments; a file without them stays as it is."""
+    written = []
+    for name, (file, make) in BLOCKS.items():
+        path = root / file
+        begin, end = (
+            f"<!-- {name}: python -m examples.redraw -->",
+            f"<!-- end of {name} -->",
+        )
+        text = path.read_text() if path.is_file() else ""
+        if begin not in text:
+            continue
+        before, rest = text.split(begin, 1)
+        if end not in rest:
+            raise ValueError(f"{path}: expected {end} behind {begin}.")
+        after = rest.split(end, 1)[1]
+        files.write_text(path, f"{before}{begin}\n{make(root)}\n{end}{after}")
+        written.append(path)
+    return written
+
+
+def hero_figure(root: Path) -> str:
+    """The first figure, and what it says."""
+    folder = f"{_RESULTS}/concentration"
+    content = json.loads((root / folder / "concentration.json").read_text())
+    said = hero.caption(content["settings"], content["seeds"])
+    report = f"[How it was measured]({folder}/report.md)."
+    return f"![{said}]({folder}/hero.png)\n\n*{said} {report}*"
+
+
+def zeros_table(root: Path) -> str:
+    """Both readings of a fraction, on real gradients."""
+    records = json.loads((root / "benchmarks/results/zeros.json").read_text())
+    (record,) = records.values()
+    heads = ("threshold, of all", "threshold, of non-zero")
+    heads += ("sharpness, of all", "sharpness, of non-zero")
+    rows = [
+        [
+            row["gradient"],
+            f"{row['zeros']:.1%}",
+            f"{row['fraction']:g}",
+            *("-" if row[head] is None else f"{row[head]:.3g}" for head in heads),
+            row["taken"],
+        ]
+        for row in record["rows"]
+    ]
+    made = record["made_with"]
+    origin = (
+        f"`{record['command']}` at commit {record['commit']}; {record['date'][:10]}; "
+        f"{made['device']}; Python {made['python']}, jax {made['jax']}."
+    )
+    table = Table("Zeros", ["gradient", "zeros", "fraction", *heads, "taken"], rows)
+    return f"{table.markdown()}\n\n{origin}"
 
 
 def table(results: Path) -> Table:
@@ -120,3 +161,11 @@ def _heterogeneity(runs: Sequence[dict[str, Any]]) -> list[str]:
         f"up to {seeds} seeds each",
         f"{failing} ([verdict]({_RESULTS}/heterogeneity/verdict.md))",
     ]
+
+
+# Name -> the file it stands in, and what makes it.
+BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
+    "hero": ("README.md", hero_figure),
+    "results": ("README.md", lambda root: table(root / _RESULTS).markdown()),
+    "zeros": ("docs/concepts/fraction.md", zeros_table),
+}
