@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.stats import rankdata
+from jax.sharding import PartitionSpec
 
 from optax_clip._trees import accumulator
 from optax_clip.diagnostics import _checks
@@ -172,7 +173,7 @@ def _measure_correlation(
 @functools.partial(jax.jit, static_argnames="resamples")
 def _correlate(a, b, key, confidence, resamples: int) -> Correlation:
     dtype = accumulator((a, b))
-    a, b = jnp.abs(a).astype(dtype), jnp.abs(b).astype(dtype)
+    a, b = (_everywhere(jnp.abs(x).astype(dtype)) for x in (a, b))
 
     def both(rows):
         x, y = a[rows], b[rows]
@@ -202,6 +203,12 @@ def _decoded(found: Correlation) -> Correlation:
         return _checks.quotient(x, (x != UNDEFINED).astype(x.dtype), math.nan)
 
     return Correlation(*map(decode, found))
+
+
+def _everywhere(x: jax.Array) -> jax.Array:
+    # A few numbers, so every device gets all of them.
+    everywhere = jax.typeof(x).sharding.update(spec=PartitionSpec())
+    return x.at[jnp.arange(x.size)].get(out_sharding=everywhere)
 
 
 def _pearson(x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from optax_clip import diagnostics
@@ -21,7 +22,9 @@ def test_a_deterministic_loss_passes_even_where_it_is_not_a_number(rng):
 
 def test_dropout_left_on_is_found_in_loss_or_gradient(rng):
     def noisy(x):
-        return jnp.sum(x["w"] * rng.binomial(1, 0.5, 64)) + jnp.sum(x["b"])
+        return jnp.sum(x["w"] * rng.binomial(1, 0.5, 64).astype(np.float32)) + jnp.sum(
+            x["b"]
+        )
 
     def noisy_gradient(x):
         noise = rng.normal()

@@ -29,7 +29,8 @@ def dense_blocks(x, batch):
 
 
 def test_eigenvalues_of_all_tensors_of_a_transformer_are_the_dense_ones(rng, x64):
-    x, batch = problems.transformer_params(rng, jnp.float64), problems.text(rng)
+    x = problems.transformer_params(rng, jnp.float64)
+    batch = problems.text(rng, dtype=jnp.float64)
     measure = functools.partial(block_eigenvalues, transformer_loss, tolerance=1e-4)
     found = jax.jit(measure)(x, batch, key=jax.random.key(0))
     blocks = dense_blocks(x, batch)
