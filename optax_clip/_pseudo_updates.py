@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -94,9 +96,16 @@ def pseudo_updates(
         return updates, PseudoUpdatesState(
             states={name: new for name, (_, new) in results.items()},
             updates={
-                name: optax.tree.cast_like(update, state.updates[name])
+                name: jax.tree.map(_like, state.updates[name], update)
                 for name, (update, _) in results.items()
             },
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _like(last: jax.Array, update: jax.Array) -> jax.Array:
+    """Returns an update in the type of the last one; zero where there is none."""
+    if update.dtype == jax.dtypes.float0:
+        return jnp.zeros_like(last)
+    return jnp.asarray(update, last.dtype)

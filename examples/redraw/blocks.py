@@ -28,11 +28,11 @@ _RESULTS = "examples/results"
 def write(root: Path) -> list[Path]:
     """Puts every block between its comments; a file without them stays as it is."""
     written = []
-    for name, (file, make) in BLOCKS.items():
+    for title, (file, make) in BLOCKS.items():
         path = root / file
         begin, end = (
-            f"<!-- {name}: python -m examples.redraw -->",
-            f"<!-- end of {name} -->",
+            f"<!-- {title}: python -m examples.redraw -->",
+            f"<!-- end of {title} -->",
         )
         text = path.read_text() if path.is_file() else ""
         if begin not in text:

@@ -200,3 +200,14 @@ def test_a_missing_parameter_tree_is_refused_when_a_shadow_needs_it(rng):
     tx = optax_clip.pseudo_updates({"Adafactor": optax_clip.clipped_adafactor()})
     with pytest.raises(ValueError, match="params"):
         tx.update(grads[0], tx.init(grads[0]))
+
+
+def test_what_has_no_gradient_has_no_update():
+    """Integers have gradients of float0, which masked optimizers hand through."""
+    params = {"base": jnp.ones(3, jnp.int8), "w": jnp.ones(3)}
+    g = jax.grad(lambda p: jnp.sum(p["base"] * p["w"] ** 2), allow_int=True)(params)
+    masked = optax.masked(optax.sgd(1.0), {"base": False, "w": True})
+    tx = optax_clip.pseudo_updates({"SGD": masked})
+    _, state = tx.update(g, tx.init(params), params)
+    expected = {"base": jnp.zeros(3, jnp.int8), "w": jnp.full(3, -2.0)}
+    assert_same_bits(state.updates["SGD"], expected)
