@@ -21,8 +21,14 @@ from optax_clip._trees import accumulator
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._coordinates import draw_coordinates, take_coordinates
 from optax_clip.diagnostics._hessian_diagonal import entries, estimate
-from optax_clip.diagnostics._modes import WITH_PRODUCT, hessian
-from optax_clip.diagnostics._problem import Loss, Options, Problem, state_problem
+from optax_clip.diagnostics._modes import WITH_PRODUCT
+from optax_clip.diagnostics._problem import (
+    Loss,
+    Options,
+    Problem,
+    hessian,
+    state_problem,
+)
 
 
 class Correlation(NamedTuple):

@@ -20,8 +20,14 @@ from jax import lax
 from optax_clip._trees import tree_vdot
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._blocks import Blocks, Partition, partition
-from optax_clip.diagnostics._modes import WITH_PRODUCT, hessian
-from optax_clip.diagnostics._problem import Loss, Options, Problem, state_problem
+from optax_clip.diagnostics._modes import WITH_PRODUCT
+from optax_clip.diagnostics._problem import (
+    Loss,
+    Options,
+    Problem,
+    hessian,
+    state_problem,
+)
 
 
 class SharpnessPart(NamedTuple):

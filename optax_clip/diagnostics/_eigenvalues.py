@@ -30,8 +30,14 @@ from jax import lax
 from optax_clip._trees import accumulator, tree_draw, tree_norm, tree_unit, tree_vdot
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._blocks import Blocks, Partition, partition
-from optax_clip.diagnostics._modes import WITH_PRODUCT, hessian
-from optax_clip.diagnostics._problem import Loss, Options, Problem, state_problem
+from optax_clip.diagnostics._modes import WITH_PRODUCT
+from optax_clip.diagnostics._problem import (
+    Loss,
+    Options,
+    Problem,
+    hessian,
+    state_problem,
+)
 
 
 class BlockEigenvalues(NamedTuple):

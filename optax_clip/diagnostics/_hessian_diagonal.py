@@ -28,8 +28,15 @@ from jax import lax
 from optax_clip._trees import accumulator, tree_draw, tree_vdot
 from optax_clip.diagnostics import _checks
 from optax_clip.diagnostics._coordinates import Coordinates, one_hot
-from optax_clip.diagnostics._modes import WITH_PRODUCT, Hessian, hessian
-from optax_clip.diagnostics._problem import Loss, Options, Problem, state_problem
+from optax_clip.diagnostics._modes import WITH_PRODUCT
+from optax_clip.diagnostics._problem import (
+    Hessian,
+    Loss,
+    Options,
+    Problem,
+    hessian,
+    state_problem,
+)
 from optax_clip.diagnostics._subset import has_numbers, thaw
 
 

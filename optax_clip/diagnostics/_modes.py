@@ -2,22 +2,17 @@
 
 A :class:`Mode` has two functions of (loss of x alone, x, v, step). One returns L(x),
 <g, v> and v^T H v, which is all that a directional derivative needs; the other returns
-L(x), g and H v. `hessian` turns the latter into v -> H v over a whole batch, for those
-who need many products at one point.
+L(x), g and H v.
 """
 
-import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from optax_clip._trees import accumulator, tree_move, tree_norm, tree_vdot
-
-if TYPE_CHECKING:
-    from optax_clip.diagnostics._problem import Problem
 
 
 class Mode(NamedTuple):
@@ -101,38 +96,6 @@ MODES = {
     "finite_difference": Mode(_along(_finite_difference), _finite_difference),
 }
 WITH_PRODUCT = {name: mode for name, mode in MODES.items() if mode.product is not None}
-
-
-class Hessian(NamedTuple):
-    """The Hessian at one point as a linear map, with the gradient there."""
-
-    loss: jax.Array
-    gradient: Any
-    matvec: Callable[[Any], Any]
-
-
-def hessian(problem: "Problem") -> Hessian:
-    """Returns the Hessian of the mean loss over the batch."""
-    settings, x = problem.settings, problem.params
-
-    def evaluate(x, *part):
-        return jax.value_and_grad(lambda x: problem.value(x, *part))(x)
-
-    if settings.parts is None and settings.mode == "forward_over_reverse":
-        # Linearized once, the gradient is shared by all products.
-        (value, gradient), tangent = jax.linearize(
-            lambda x: problem.stream(functools.partial(evaluate, x)), x
-        )
-        return Hessian(value, gradient, lambda v: tangent(v)[1])
-    product: Any = MODES[settings.mode].product
-
-    def matvec(v):
-        return problem.stream(
-            lambda *part: product(lambda x: problem.value(x, *part), x, v)[2]
-        )
-
-    value, gradient = problem.stream(functools.partial(evaluate, x))
-    return Hessian(value, gradient, matvec)
 
 
 def custom_vjps(jaxpr: Any) -> Iterator[str]:

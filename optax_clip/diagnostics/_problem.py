@@ -336,3 +336,35 @@ def _in_turn(one: Callable[..., Any], directions: Sequence[Any], *each: Any) -> 
         return one(lax.switch(i, branches), *(x[i] for x in each))
 
     return lax.map(at, jnp.arange(len(directions)))
+
+
+class Hessian(NamedTuple):
+    """The Hessian at one point as a linear map, with the gradient there."""
+
+    loss: jax.Array
+    gradient: Any
+    matvec: Callable[[Any], Any]
+
+
+def hessian(problem: Problem) -> Hessian:
+    """Returns the Hessian of the mean loss over the batch."""
+    settings, x = problem.settings, problem.params
+
+    def evaluate(x, *part):
+        return jax.value_and_grad(lambda x: problem.value(x, *part))(x)
+
+    if settings.parts is None and settings.mode == "forward_over_reverse":
+        # Linearized once, the gradient is shared by all products.
+        (value, gradient), tangent = jax.linearize(
+            lambda x: problem.stream(functools.partial(evaluate, x)), x
+        )
+        return Hessian(value, gradient, lambda v: tangent(v)[1])
+    product: Any = MODES[settings.mode].product
+
+    def matvec(v):
+        return problem.stream(
+            lambda *part: product(lambda x: problem.value(x, *part), x, v)[2]
+        )
+
+    value, gradient = problem.stream(functools.partial(evaluate, x))
+    return Hessian(value, gradient, matvec)

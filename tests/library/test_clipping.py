@@ -124,7 +124,7 @@ def test_gradients_that_are_not_floats_are_refused_by_path_and_dtype(factory, dt
     g = {"encoder": {"table": jnp.ones(3, dtype), "weight": jnp.ones(3)}}
     tx = factory()
     state = tx.init(jax.tree.map(jnp.ones_like, {"encoder": {"weight": 1.0}}))
-    with pytest.raises((TypeError, ValueError), match=r"table") as error:
+    with pytest.raises(TypeError, match=r"table") as error:
         tx.update(g, state)
     assert jnp.dtype(dtype).name in str(error.value)
 

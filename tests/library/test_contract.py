@@ -88,6 +88,17 @@ def test_unknown_extra_arguments_are_accepted_and_nothing_compiles_twice(name, r
     assert jax.tree.structure(updates) == jax.tree.structure(g)
 
 
+@every_factory
+def test_eager_updates_compile_nothing_from_the_second_on(name, rng):
+    """As in a notebook: closures made anew would compile with every call."""
+    tx, g = FACTORIES[name](), draw_tree(rng)
+    _, state = tx.update(g, tx.init(g), g)
+    with compilations() as compiled:
+        for _ in range(2):
+            _, state = tx.update(g, state, g)
+    assert not compiled
+
+
 # 2. optax.tree.map_params
 
 
