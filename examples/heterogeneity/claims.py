@@ -80,23 +80,23 @@ def gap(run: Summary) -> float:
 def _gap(runs: Sequence[Summary]) -> list[str]:
     """Sign-based optimizers end lower than SGD."""
     gaps = {name(run): gap(run) for run in runs}
-    apart = sum(_apart(run) for run in runs)
+    separate = sum(apart(run) for run in runs)
     return [
         "sign SGD ends at a lower training loss than SGD (both with or without "
         "momentum, the better one)",
         ", ".join(f"{who} {found:+.3f}" for who, found in gaps.items()),
-        f"{sum(found > 0 for found in gaps.values())} of {len(gaps)} runs; in {apart} "
-        "all seeds of the one are below all of the other",
+        f"{sum(found > 0 for found in gaps.values())} of {len(gaps)} runs; in "
+        f"{separate} all seeds of the one are below all of the other",
     ]
 
 
-def _apart(run: Summary) -> bool:
+def apart(run: Summary) -> bool:
     """Whether all seeds of the better sign SGD are below those of the better SGD."""
-    sign, sgd = (_seeds_ofbest_of(run, names) for names in (SIGN, SGD))
+    sign, sgd = (_seeds_of_best(run, names) for names in (SIGN, SGD))
     return bool(sign and sgd) and max(sign) < min(sgd)
 
 
-def _seeds_ofbest_of(run: Summary, optimizers: Sequence[str]) -> list[float]:
+def _seeds_of_best(run: Summary, optimizers: Sequence[str]) -> list[float]:
     """The losses of the optimizer with the lowest mean."""
     found = [one for optimizer in optimizers if (one := _of(run, optimizer))]
     best = min(found, key=lambda one: finite_mean(one["losses"]), default=None)
