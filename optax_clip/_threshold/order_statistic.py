@@ -155,7 +155,10 @@ def _dispatch(problem: _Problem, arrays: list, fraction: jax.Array) -> tuple:
         def in_shards(split):
             return functools.partial(whole, split=split)
 
-        run = functools.partial(partitioned, Ways(whole, in_shards, by_compiler))
+        shape, dtype = (max(problem.groups) + 1,), common_dtype(arrays)
+        types = [jax.ShapeDtypeStruct(shape, d) for d in (dtype, jnp.float32)]
+        ways = Ways(whole, in_shards, by_compiler, tuple(types))
+        run = functools.partial(partitioned, ways)
         if AxisType.Explicit in kinds:  # of some axes
             kind_of = dict(zip(meshes[0].axis_names, meshes[0].axis_types, strict=True))
             axes = tuple(a for a, kind in kind_of.items() if kind == AxisType.Explicit)

@@ -42,20 +42,22 @@ class Ways(NamedTuple):
       in_shards: returns a function of the shards of arrays that are split over these
         axes, which runs on every device.
       by_compiler: a function of all arrays that a partitioner can split well.
+      types: what all of them return. To trace one of them for it would take as long as
+        all the rest.
     """
 
     whole: Callable[..., Sequence[jax.Array]]
     in_shards: Callable[[Sequence[Axes]], Callable[..., Sequence[jax.Array]]]
     by_compiler: Callable[..., Sequence[jax.Array]]
+    types: tuple[jax.ShapeDtypeStruct, ...]
 
 
 def partitioned(ways: Ways, *operands: jax.Array) -> tuple[jax.Array, ...]:
     """Computes it where the arrays are."""
     like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
-    types = tuple(jax.eval_shape(ways.whole, *like))
     # As a parameter, because JAX tells the devices only to a program that holds it.
-    hook = jax.make_jaxpr(functools.partial(_with_hook, ways, types))(*like)
-    found = _partitioned_p.bind(*operands, ways=ways, types=types, hook=hook)
+    hook = jax.make_jaxpr(functools.partial(_with_hook, ways))(*like)
+    found = _partitioned_p.bind(*operands, ways=ways, hook=hook)
     return tuple(found)
 
 
@@ -63,7 +65,7 @@ _partitioned_p = Primitive("partitioned")
 _partitioned_p.multiple_results = True
 _partitioned_p.def_impl(lambda *operands, ways, **_: list(ways.whole(*operands)))
 _partitioned_p.def_abstract_eval(
-    lambda *_, types, **__: [jax.core.ShapedArray(x.shape, x.dtype) for x in types]
+    lambda *_, ways, **__: [jax.core.ShapedArray(x.shape, x.dtype) for x in ways.types]
 )
 
 
@@ -106,7 +108,7 @@ def _one_by_one(operands: Any, mapped: Any, *, ways: Ways, **_: Any) -> tuple:
 batching.primitive_batchers[_partitioned_p] = _one_by_one
 
 
-def _with_hook(ways: Ways, types: tuple, *operands: jax.Array) -> list:
+def _with_hook(ways: Ways, *operands: jax.Array) -> list:
     """Lets the partitioner ask for the code of a shard."""
 
     def partition(mesh, given, results):
@@ -117,14 +119,17 @@ def _with_hook(ways: Ways, types: tuple, *operands: jax.Array) -> list:
         return mesh, lambda *shards: list(find(*shards)), everywhere, shardings
 
     # Every dimension is a factor of its own: any split of any array will do.
-    factors = (f"d{i}" for i in range(sum(x.ndim for x in (*operands, *types))))
+    factors = (f"d{i}" for i in range(sum(x.ndim for x in (*operands, *ways.types))))
 
     def name(arrays):
         return tuple(ArrayMapping(*(next(factors) for _ in x.shape)) for x in arrays)
 
-    rule = SdyShardingRule(operand_mappings=name(operands), result_mappings=name(types))
+    inputs, outputs = name(operands), name(ways.types)
+    rule = SdyShardingRule(operand_mappings=inputs, result_mappings=outputs)
     # Its own body, which must hold no constants, only tells the types: see `_lower`.
-    hook = custom_partitioning(lambda *_: [jnp.zeros(x.shape, x.dtype) for x in types])
+    hook = custom_partitioning(
+        lambda *_: [jnp.zeros(x.shape, x.dtype) for x in ways.types]
+    )
     hook.def_partition(partition=partition, sharding_rule=rule)
     return hook(*operands)
 
