@@ -149,9 +149,12 @@ def peak_bytes() -> float:
 def spectrum(job: Job) -> Measured:
     """Seconds of the eigenvalues of all blocks, and of one gradient."""
     problem, measured = load(job), {}
-    measure = functools.partial(
-        diagnostics.block_eigenvalues, problem.loss, tolerance=1e-3
-    )
+
+    def measure(params, key, batch):
+        return diagnostics.block_eigenvalues(
+            problem.loss, params, batch, key=key, tolerance=1e-3
+        )
+
     params, batch = problem.params, problem.batch
     gradient = compiled(measured, "gradient", jax.grad(problem.loss), params, batch)
     ends = compiled(measured, "spectrum", measure, params, jax.random.key(0), batch)

@@ -89,7 +89,7 @@ def in_a_copy(root: Path) -> tuple[list[str], int]:
             if source.is_dir():
                 ignored = shutil.ignore_patterns("*.safetensors")
                 shutil.copytree(source, again / name, ignore=ignored)
-            else:
+            elif source.is_file():
                 shutil.copy(source, again / name)
         made = make(again)
         return list(differences(root, again, made)), len(made)

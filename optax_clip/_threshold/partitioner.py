@@ -116,7 +116,13 @@ def _with_hook(ways: Ways, *operands: jax.Array) -> list:
         find = ways.in_shards([_axes(spec) for spec in specs])
         everywhere = [NamedSharding(mesh, P())] * len(results)
         shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
-        return mesh, lambda *shards: list(find(*shards)), everywhere, shardings
+
+        def find_in_shards(*shards):
+            # The mesh of the program around would be written into that of a shard.
+            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+                return list(find(*shards))
+
+        return mesh, find_in_shards, everywhere, shardings
 
     # Every dimension is a factor of its own: any split of any array will do.
     factors = (f"d{i}" for i in range(sum(x.ndim for x in (*operands, *ways.types))))
