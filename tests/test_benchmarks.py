@@ -105,6 +105,7 @@ def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 def test_every_figure_of_the_diagnostics_is_measured(
     tmp_path, monkeypatch, capsys, quickly_compiled
 ):

@@ -71,6 +71,7 @@ def finished(start, tmp_path_factory):
     return run, output
 
 
+@pytest.mark.slow
 def test_the_main_job_writes_every_file_and_prints_every_table(finished):
     run, output = finished
     assert {path.name for path in run.iterdir()} >= FILES
@@ -134,6 +135,7 @@ def test_the_landscapes_begin_at_one_loss_that_the_sharpness_saw_too(finished):
     np.testing.assert_allclose(starts, summary["sharpness"]["sgd"]["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_numbers_bit_for_bit(
     start, finished, tmp_path
 ):

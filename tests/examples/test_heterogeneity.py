@@ -61,6 +61,7 @@ def run(checkpoint, texts, tmp_path_factory):
     return chosen
 
 
+@pytest.mark.slow
 def test_every_optimizer_runs_with_every_seed_at_its_best_rate(run):
     summary = json.loads((run.run / "summary.json").read_text())
     found = {(o["name"], o["fraction"]): o for o in summary["optimizers"]}

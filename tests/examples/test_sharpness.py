@@ -54,6 +54,7 @@ def _measured(run):
     return [x for x in log.read_metrics(run) if "sharpness" in x]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_tables_and_figures(finished):
     assert {path.name for path in finished.iterdir()} >= FILES
     page = (finished / "report.md").read_text()
@@ -91,6 +92,7 @@ def test_the_report_is_made_again_from_the_files_alone(finished):
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_numbers(start, finished, tmp_path):
     run = tmp_path / "run"
     process = start(run)

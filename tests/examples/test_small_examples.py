@@ -37,6 +37,7 @@ def test_an_example_fits_a_screen_and_names_its_command(name):
     assert f"`python -m examples.{name}`" in text.splitlines()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_printed_losses_fall_and_the_last_line_is_that_of_the_index(name, capsys):
     if name == "equinox_loop":

@@ -246,6 +246,7 @@ def test_many_leaves_clip_as_one(scope, rng):
     check(leaves, np.float32(0.05), scope, updates, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_more_leaves_than_share_a_loop_or_an_array_clip_as_a_sort_says(scope, rng):
     large, small = rows.IN_TURN + 3, 2 * rows.CONCATENATED + 3
