@@ -10,7 +10,8 @@ primitive, which is lowered when the devices are known:
   several TPUs, or an export    by_compiler, which leaves all sums to the partitioner
 
 XLA for TPU has no hook for the second (jax-ml/jax#38196), and nothing that is exported
-can hold one.
+can hold one. Nor can doubles: the partitioner asks where a `jax.enable_x64` around the
+program does not hold.
 """
 
 import functools
@@ -77,6 +78,7 @@ def _lower(context: Any, *operands: Any, ways: Ways, hook: Any, **_: Any) -> Any
     manual = set(getattr(where, "manual_axes", ()))
     whole = manual and manual == set(where.mesh.axis_names)  # of a jax.shard_map
     no_hook = "tpu" in module.platforms or module.lowering_parameters.for_export
+    no_hook |= any(x.dtype == jnp.float64 for x in ways.types)
     if whole or devices == 1:
         run = ways.whole
     elif no_hook or manual:
