@@ -132,20 +132,25 @@ def measure(name: str, task: Task) -> list[Row]:
     return rows
 
 
+NUMBERS = (
+    "zeros",
+    "fraction",
+    "threshold, of all",
+    "threshold, of non-zero",
+    "sharpness, of all",
+    "sharpness, of non-zero",
+)
+
+
 def show(record: dict[str, Any]) -> None:
     table = Table("gradient", title="a fraction of all coordinates, or of the non-zero")
-    heads = ("zeros", "fraction", "threshold, of all", "threshold, of non-zero")
-    for head in (*heads, "sharpness, of all", "sharpness, of non-zero", "taken"):
+    for head in (*NUMBERS, "taken"):
         table.add_column(head, justify="right")
     for row in record["rows"]:
-        numbers = [row[head] for head in table_heads(table)[1:-1]]
+        numbers = [row[head] for head in NUMBERS]
         words = ["-" if x is None else f"{x:.3g}" for x in numbers]
         table.add_row(row["gradient"], *words, row["taken"])
     harness.console().print(table)
-
-
-def table_heads(table: Table) -> list[str]:
-    return [str(column.header) for column in table.columns]
 
 
 if __name__ == "__main__":

@@ -475,7 +475,10 @@ def known_fraction(fraction: Any) -> Any:
     if isinstance(fraction, jax.core.Tracer):
         return fraction
     if isinstance(fraction, jax.Array):  # clamped, as if it were traced
-        return np.clip(np.asarray(fraction, np.float32), 0, np.float32(1 - 2**-24))[()]
+        dtype = np.float64 if fraction.dtype == np.float64 else np.float32
+        return np.clip(
+            np.asarray(fraction, dtype), 0, np.nextafter(dtype(1), dtype(0))
+        )[()]
     if not 0 <= float(fraction) < 1:
         raise ValueError(
             "clipping: expected a fraction of the coordinates in [0, 1); got "

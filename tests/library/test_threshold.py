@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optax_clip
+from optax_clip._clipping import known_fraction
 from optax_clip._threshold import counts, order_statistic, rows
 
 from ..helpers import assert_close, assert_same_bits
@@ -430,3 +431,12 @@ def test_the_rank_of_a_decimal_among_a_number_found_later(fraction):
         sizes = jnp.asarray(SIZES, jnp.int64)
         found = counts.rank(float(fraction), sizes).tolist()
     assert dict(zip(SIZES, found, strict=True)) == expected
+
+
+def test_a_double_array_is_as_exact_a_fraction_as_a_number(x64):
+    """In single precision 0.9 of ten million would be one less."""
+    fraction, size = jnp.float64(0.9), 10_749_330
+    known = known_fraction(fraction)
+    assert known.dtype == np.float64
+    assert counting_rank(known, size) == math.floor(Fraction("0.9") * size)
+    assert 0 < known_fraction(jnp.float64(2)) < 1
