@@ -42,17 +42,18 @@ def shardings(mesh: Mesh, tree):
 def train(mesh: Mesh, state, steps):
     """Parameters and optimizer state after these steps, and their losses."""
     where, losses = shardings(mesh, state), []
-    gradient = jax.value_and_grad(llama.make_loss(llama.init(CONFIG, 0)[0], CONFIG))
+    loss = llama.make_loss(llama.init(CONFIG, 0)[0], CONFIG)
+    gradient = jax.value_and_grad(loss)
     if AxisType.Explicit in mesh.axis_types:
         # A product over a sharded dimension has no type of its own, so the model leaves
         # its axes to the compiler; the update has them in its types.
         specs = jax.tree.map(lambda sharding: sharding.spec, where[0])
-        gradient = jax.sharding.auto_axes(gradient, out_sharding=(P(), specs))
+        gradient = jax.sharding.auto_axes(out_sharding=(P(), specs))(gradient)
 
     def step(state, batch):
-        loss, grads = gradient(state[0], batch)
+        value, grads = gradient(state[0], batch)
         updates, opt_state = optimizer.update(grads, state[1], state[0])
-        return (optax.apply_updates(state[0], updates), opt_state), loss
+        return (optax.apply_updates(state[0], updates), opt_state), value
 
     everywhere, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     train_step = jax.jit(step, out_shardings=(where, everywhere))
@@ -60,8 +61,8 @@ def train(mesh: Mesh, state, steps):
         state = jax.device_put(state, where)
         for number in steps:
             batch = jax.device_put(sequences.batch_at(number), rows)
-            state, loss = train_step(state, batch)
-            losses.append(float(loss))  # a CPU may hang with several on their way
+            state, value = train_step(state, batch)
+            losses.append(float(value))  # a CPU may hang with several on their way
     return state, losses
 
 
