@@ -8,10 +8,8 @@ import jax
 from benchmarks.accelerator import problems
 from benchmarks.accelerator.notes import (
     Notes,
-    SkippedError,
     compiled,
     need,
-    no_room,
     take_turns,
 )
 from benchmarks.harness import Figure
@@ -48,21 +46,14 @@ def measure(preset: "Preset", model: str, notes: Notes) -> None:
     problem = problems.make(model, preset)
     coordinates = sum(leaf.size for leaf in jax.tree.leaves(problem.like))
     need(4.0 * 6 * coordinates)
-    for rows in [max(rows // 2, 1) for rows in preset.batches]:
-        notes.say(rows=rows, length=preset.length, coordinates=coordinates)
-        try:
-            _modes(problem, rows, preset, notes)
-        except Exception as error:
-            if not no_room(error):
-                raise
-            notes.say(too_large=rows)
-            notes.measured.clear()
-        else:
-            return
-    raise SkippedError("Not even a batch of one row had room on the device.")
+    notes.say(length=preset.length, coordinates=coordinates)
+    batches = [max(rows // 2, 1) for rows in preset.batches]
+    notes.largest_batch(batches, lambda rows: _modes(problem, rows, preset, notes))
 
 
-def _modes(problem, rows: int, preset: "Preset", notes: Notes) -> None:
+def _modes(
+    problem: problems.Problem, rows: int, preset: "Preset", notes: Notes
+) -> None:
     params, batch = problem.params(), jax.device_put(problem.batch(rows))
     with jax.default_matmul_precision("highest"):
         gradient = compiled(notes, "gradient", jax.grad(problem.loss), params, batch)

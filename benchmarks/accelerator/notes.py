@@ -55,13 +55,33 @@ class Notes:
         )
 
     @contextlib.contextmanager
-    def trying(self, name: str) -> Iterator[None]:
-        """Lets the others go on when this one fails; why is noted."""
+    def trying(self, name: str, *, need_room: bool = False) -> Iterator[None]:
+        """Lets the others go on when this one fails; why is noted.
+
+        With `need_room` a want of memory is passed on: all of the row must be smaller.
+        """
         try:
             yield
         except Exception as error:
+            if need_room and no_room(error):
+                raise
             self.failed[name] = sentence(error)
             self.tell()
+
+    def largest_batch(self, batches: Sequence[int], run: Callable[[int], None]) -> None:
+        """Runs with as many rows in a batch as there is room for."""
+        for rows in batches:
+            self.say(rows=rows)
+            try:
+                run(rows)
+            except Exception as error:
+                if not no_room(error):
+                    raise
+                self.say(too_large=rows)
+                self.measured.clear()
+            else:
+                return
+        raise SkippedError(f"Not even {batches[-1]} rows of a batch had room.")
 
 
 def sentence(error: Exception) -> str:

@@ -9,10 +9,8 @@ import optax_clip
 from benchmarks.accelerator import problems
 from benchmarks.accelerator.notes import (
     Notes,
-    SkippedError,
     compiled,
     need,
-    no_room,
     take_turns,
 )
 from benchmarks.contestants import FRACTION
@@ -39,18 +37,10 @@ def measure(preset: "Preset", model: str, notes: Notes) -> None:
     problem = problems.make(model, preset)
     coordinates = sum(leaf.size for leaf in jax.tree.leaves(problem.like))
     need(4.0 * 9 * coordinates)  # parameters and states of three, and a gradient
-    for rows in preset.batches:
-        notes.say(rows=rows, length=preset.length, coordinates=coordinates)
-        try:
-            _steps(problem, rows, preset, notes)
-        except Exception as error:
-            if not no_room(error):
-                raise
-            notes.say(too_large=rows)
-            notes.measured.clear()
-        else:
-            return
-    raise SkippedError(f"Not even a batch of {rows} rows had room on the device.")
+    notes.say(length=preset.length, coordinates=coordinates)
+    notes.largest_batch(
+        preset.batches, lambda rows: _steps(problem, rows, preset, notes)
+    )
 
 
 def _steps(
@@ -71,18 +61,16 @@ def _steps(
             updates, state = optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        params = problem.params()
-        state = jax.jit(optimizer.init)(params)
-        program = compiled(
-            notes, name, step, params, state, batch, donate_argnums=(0, 1)
-        )
-        runs[name] = _Stepper(program, params, state, batch)
-        runs[name]()
+        with notes.trying(name, need_room=True):
+            params = problem.params()
+            state = jax.jit(optimizer.init)(params)
+            program = compiled(
+                notes, name, step, params, state, batch, donate_argnums=(0, 1)
+            )
+            runs[name] = _Stepper(program, params, state, batch)
+            jax.block_until_ready(runs[name]())
     take_turns(notes, runs, preset.rounds, preset.turn)
     notes.conclude(FIGURES)
-    for name in notes.failed:
-        if "out of memory" in notes.failed[name].lower():
-            raise MemoryError(notes.failed.pop(name))
 
 
 class _Stepper:
