@@ -59,7 +59,7 @@ def measure(preset: "Preset", tree: str, dtype: str, notes: Notes) -> None:
             take_turns(notes, {name: run}, preset.rounds, preset.turn)
             calls = int(preset.traced / min(notes.measured[name]))
             calls = min(max(calls, 2), 50)
-            text = clip.update.as_text()
+            text = clip.update.as_text() or ""
             found = summary(profile(run, calls), instructions(text), calls)
             for kernel in found["kernels"]:
                 if kernel["bandwidth_at_most"] is not None:
@@ -122,7 +122,8 @@ def profile(run: Callable[[], Any], calls: int) -> list[Event]:
     jax.block_until_ready(run())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
-            for _ in range(calls):
+            result = run()
+            for _ in range(calls - 1):
                 result = run()
             jax.block_until_ready(result)
         (path,) = Path(folder).rglob("*.xplane.pb")

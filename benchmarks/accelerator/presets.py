@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from benchmarks.accelerator import curvature, kernels, laws, selection, training
 from benchmarks.accelerator.notes import Notes
@@ -40,18 +41,18 @@ class Preset:
     )
     exact: int = 3_000_000
     models: tuple[str, ...] = ("t5-small", "smollm2-135m")
-    t5: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    llama: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    t5: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    llama: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batches: tuple[int, ...] = (16, 4, 1)
     length: int = 512
     traced: float = 1.0
 
 
-TINY_T5 = {
+TINY_T5: dict[str, Any] = {
     "vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 32,
     "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2,
 }  # fmt: skip
-TINY_LLAMA = {
+TINY_LLAMA: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "head_dim": 4,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
