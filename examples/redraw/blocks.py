@@ -18,6 +18,7 @@ from examples.heterogeneity.reading import name
 from examples.lab import files, paper, run_folder
 from examples.lab.tables import Table
 from examples.lab.winners import of, winners
+from examples.redraw import scaling
 from examples.sharpness import hero
 from examples.sharpness.claims import holding
 from examples.tasks import by_name
@@ -169,4 +170,7 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "hero": ("README.md", hero_figure),
     "results": ("README.md", lambda root: table(root / _RESULTS).markdown()),
     "zeros": ("docs/concepts/fraction.md", zeros_table),
+    "placement": ("docs/concepts/scaling.md", scaling.placement),
+    "accelerators": ("docs/concepts/scaling.md", scaling.accelerators),
+    "predicted": ("docs/concepts/scaling.md", scaling.predicted),
 }
