@@ -328,6 +328,7 @@ class Norm(nnx.RMSNorm):
         super().__init__(config.d_model, epsilon=config.layer_norm_epsilon, rngs=rngs)
 
     def __call__(self, y_BxTxD: Array) -> Array:
+        assert self.scale is not None
         return super().__call__(y_BxTxD).astype(self.scale[...].dtype)
 
 
