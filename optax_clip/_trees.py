@@ -5,6 +5,7 @@ sharding of its input and costs one all-reduce of a scalar.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,16 @@ import jax.numpy as jnp
 def path_name(path: Any) -> str:
     """Returns a tree path as text, for example ``encoder/0/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def pure(tree: Any) -> Any:
+    """Returns the tree with the variables of Flax NNX replaced by their values.
+
+    NNX wraps the same array in one type as a parameter and in another as the state of
+    an optimizer. Nothing is imported: whoever has such a tree has loaded `flax.nnx`.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    return tree if nnx is None else nnx.as_pure(tree)
 
 
 def check_leaves(tree: Any, caller: str, *, real: bool = False) -> None:
