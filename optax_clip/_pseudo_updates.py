@@ -9,6 +9,8 @@ They belong to the point where they were made, which is that before the step:
   pseudo_updates_of   those that a state has recorded, of the parameters before its step
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """What the optimizers are made of that Optax does not have: no learning rate here."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -624,6 +624,45 @@ def test_numerator_clip_of_zeros_is_finite(fraction):
     assert_same_bits(updates, g)  # one non-zero coordinate: none to clip
 
 
+def shampoo_like():
+    """Multiplies the gradient of a matrix with one of its statistics."""
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree.map(lambda g: jnp.linalg.inv(g @ g.T) @ g, updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (lambda: optax.contrib.muon(0.1), "as Muon and Shampoo do"),
+        (shampoo_like, r"multiplies matrices \(dot_general\)"),
+        (lambda: optax.chain(optax.scale_by_rms(), shampoo_like()), "multiplies matr"),
+        (optax.scale_by_adam, r"keeps a momentum \(ScaleByAdamState\)"),
+        (lambda: optax.sgd(0.1, 0.9), r"keeps a momentum \(TraceState\)"),
+        (lambda: optax.adafactor(0.1, momentum=0.9), "keeps a momentum .EmaState"),
+        (optax.scale_by_lion, r"momentum .ScaleByLionState\). Put clip_top_k_coord"),
+    ],
+)
+def test_a_numerator_of_what_is_no_division_is_refused(inner, message):
+    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(3)}
+    with pytest.raises(ValueError, match=message):
+        optax_clip.clip_numerator(inner(), 0.25).init(params)
+    optax_clip.clip_numerator(inner(), 0.0).init(params)  # the plain transformation
+
+
+def test_what_cannot_be_known_to_divide_is_not_refused():
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones(3)}
+    labels = {"a": "rms", "b": "none"}
+    made_for_this = optax.partition(
+        {"rms": optax.scale_by_rms(), "none": optax.identity()}, labels
+    )
+    for inner in (made_for_this, optax.clip_by_global_norm(1.0), optax.adafactor(0.1)):
+        optax_clip.clip_numerator(inner, 0.25).init(params)
+
+
 def test_numerator_clip_hands_params_and_extra_arguments_inwards(rng):
     seen = {}
 
