@@ -58,9 +58,21 @@ def check_leaves(tree: Any, caller: str, *, real: bool = False) -> None:
 
 def accumulator(tree: Any) -> jnp.dtype:
     """Returns the dtype in which sums over the tree are taken: at least float32."""
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
+    return promoted(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(tree)))
+
+
+def promoted(*dtypes: jax.typing.DTypeLike) -> jnp.dtype:
+    """Returns the type that holds all of these, also where jax promotes none.
+
+    Floats of less than 16 bits, which it never promotes, count as float32.
+    """
+
+    def known(dtype):
+        small = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16
+        return jnp.dtype(jnp.float32 if small else dtype)
+
     with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+        return functools.reduce(jnp.promote_types, map(known, dtypes))
 
 
 def tree_vdot(a: Any, b: Any) -> jax.Array:

@@ -16,6 +16,7 @@ from ..helpers import (
     assert_same_bits,
     compilations,
     draw_tree,
+    makes_nan,
     run,
 )
 from . import reference
@@ -220,6 +221,7 @@ def test_leaves_that_are_not_there_are_not_counted(nothing, scope, rng):
 
 
 @pytest.mark.parametrize("scope", SCOPES)
+@makes_nan
 def test_a_nan_stays_where_it_is_and_never_becomes_the_threshold(scope):
     g = {"a": jnp.array([1.0, -2.0, np.nan, 4.0]), "b": jnp.array([8.0, 0.5])}
     updates, state = clip_once(g, 0.5, scope=scope)
@@ -341,6 +343,7 @@ def test_a_numerator_is_clipped_by_any_factor(values, expected, dtype):
     assert_close(updates[2], np.asarray(expected), ulps=2)
 
 
+@makes_nan
 def test_a_complex_number_of_infinite_modulus_keeps_its_phase():
     g = jnp.array([3e38 + 3e38j, 2.0, 1.0, complex(np.inf, -np.inf)], jnp.complex64)
     updates, _ = clip_once(g, 0.5)
@@ -624,6 +627,35 @@ def test_numerator_clip_of_zeros_is_finite(fraction):
     assert_same_bits(updates, g)  # one non-zero coordinate: none to clip
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float16", "bfloat16", "complex64"])
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    "factory",
+    [
+        lambda scope: optax_clip.clip_top_k_coordinates(0.25, scope=scope),
+        lambda scope: optax_clip.clip_numerator(optax.identity(), 0.25, scope=scope),
+        lambda scope: optax_clip.clipped_normalized_sgd(
+            0.5, fraction=0.25, scope=scope
+        ),
+    ],
+    ids=["clip", "numerator", "normalized"],
+)
+def test_no_type_is_promoted_where_jax_promotes_none(factory, scope, dtype):
+    tx, g = factory(scope), {"a": jnp.ones((4, 3), dtype), "b": jnp.ones(3)}
+    with jax.numpy_dtype_promotion("strict"):
+        updates, _ = jax.eval_shape(tx.update, g, tx.init(g), g)
+    for x, y in zip(updates.values(), g.values(), strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+
+
+def test_a_numerator_of_eight_bits_is_clipped_as_the_clip_does():
+    g = jnp.array([1.0, -8.0, 3.0, 2.0], "float8_e4m3fn")
+    clip = optax_clip.clip_top_k_coordinates(0.25)
+    numerator = optax_clip.clip_numerator(optax.identity(), 0.25)
+    expected, _ = clip.update(g, clip.init(g))
+    assert_same_bits(numerator.update(g, numerator.init(g))[0], expected)
+
+
 def shampoo_like():
     """Multiplies the gradient of a matrix with one of its statistics."""
 
@@ -749,6 +781,7 @@ def test_the_derivative_of_a_normalized_block_of_zeros_is_zero():
 @pytest.mark.parametrize(
     "dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e4m3b11fnuz"]
 )
+@makes_nan
 def test_floats_of_eight_bits_clip_right(dtype):
     g = jnp.array([240.0, -240.0, 30.0, -28.0, 1.0, 2.0, 3.0, 0.0]).astype(dtype)
     g = jnp.where(jnp.isfinite(g.astype(jnp.float32)), g, jnp.asarray(28.0, dtype))

@@ -7,8 +7,9 @@ import pytest
 
 from optax_clip import diagnostics
 
+from ...helpers import makes_nan
 from . import problems
-from .problems import makes_nan, waves
+from .problems import waves
 
 pytestmark = pytest.mark.usefixtures("strict")
 
