@@ -34,13 +34,16 @@ def write(folder: Path) -> list[Path]:
 
 def summarise(folder: Path) -> Summary:
     """Writes summary.json, of all trainings that have ended so far."""
-    runs = files.read_lines(folder / "runs.jsonl")
-    best = winners(runs)
+    runs, content = (
+        files.read_lines(folder / "runs.jsonl"),
+        run_folder.read_settings(folder),
+    )
+    best = winners(runs, content["settings"])
     if not best:
         raise FileNotFoundError(f"{folder}: no training has ended there yet.")
     sweep = ("name", "fraction", "learning_rate", "loss")
     summary = {
-        **run_folder.read_settings(folder),
+        **content,
         "optimizers": [
             {
                 "name": optimizer,

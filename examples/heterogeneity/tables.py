@@ -13,7 +13,7 @@ from examples.heterogeneity.reading import (
 from examples.lab.directions import finite_mean
 from examples.lab.optimizers import label
 from examples.lab.tables import Table
-from examples.lab.winners import sweep_table
+from examples.lab.winners import Rules, sweep_table
 
 _READINGS = {"l2": "norms", "rms": "norms per parameter", "squared": "squared norms"}
 
@@ -21,7 +21,8 @@ _READINGS = {"l2": "norms", "rms": "norms per parameter", "squared": "squared no
 def make_tables(summary: Summary) -> list[Table]:
     """Everything in numbers."""
     moments = summary["moments"]
-    found = [_ranking(summary), sweep_table(summary["sweep"])]
+    rules = Rules.of(summary["settings"])
+    found = [_ranking(summary), sweep_table(summary["sweep"], rules)]
     if moments:
         found += [
             _heterogeneity(moments),

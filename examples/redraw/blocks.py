@@ -16,8 +16,9 @@ import numpy as np
 from examples.heterogeneity.claims import apart, gap
 from examples.heterogeneity.reading import name
 from examples.lab import files, paper, run_folder
+from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table
-from examples.lab.winners import of, winners
+from examples.lab.winners import Rules, differences, of, winners
 from examples.sharpness import hero
 from examples.sharpness.claims import holding
 from examples.tasks import by_name
@@ -123,29 +124,32 @@ def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def _convergence(folder: Path) -> list[str]:
     settings = run_folder.read_settings(folder)["settings"]
-    best = winners(files.read_lines(folder / "runs.jsonl"))
-    plain = {run["seed"]: run["loss"] for run in of(best, "sgd")}
+    rules = Rules.of(settings)
+    best = winners(files.read_lines(folder / "runs.jsonl"), settings)
+    plain, fraction = of(best, "sgd"), settings["fraction"]
 
-    def minus(name: str, fraction: float) -> list[float]:
+    def minus(name: str) -> list[float]:
         runs = best.get((name, fraction), [])
-        return [
-            run["loss"] - plain[run["seed"]] for run in runs if run["loss"] is not None
-        ]
+        return differences(runs, plain, rules.reported)
 
-    clipped, adam = (
-        minus(name, settings["fraction"]) for name in ("clipped_sgd", "adam")
-    )
+    def said(found: Sequence[float]) -> str:
+        if not found:
+            return "not run"
+        return str(bootstrap(found)) if rules.apart else f"{np.mean(found):+.3f}"
+
+    clipped = minus("clipped_sgd")
     worse = sum(x >= 0 for x in clipped)
+    model = f", {settings['init']}" if rules.apart else ""
+    failures = [
+        f"clipped SGD is not lower on {worse} of {len(clipped)} seeds" if worse else "",
+        "" if rules.apart else "rates were chosen on a seed that is in the mean",
+    ]
     return [
-        f"training loss minus SGD's, {by_name.TITLES[settings['task']]}",
-        f"{100 * settings['fraction']:g} % clipped {np.mean(clipped):+.3f}, "
-        f"Adam {np.mean(adam):+.3f}",
+        f"{'test' if rules.apart else 'training'} loss minus SGD's, "
+        f"{by_name.TITLES[settings['task']]}{model}",
+        f"{100 * fraction:g} % clipped {said(clipped)}, Adam {said(minus('adam'))}",
         f"{len(clipped)} seeds",
-        (
-            f"clipped SGD is not lower on {worse} of {len(clipped)} seeds"
-            if worse
-            else "-"
-        )
+        ("; ".join(filter(None, failures)) or "-")
         + f" ([report]({_RESULTS}/convergence/{folder.name}/report.md))",
     ]
 
