@@ -1,7 +1,7 @@
 """The optimizers that the examples choose from, by name, and their learning rates."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def _scale(rate: Any, _: float) -> optax.GradientTransformation:
     embedding where that is tied to it; vectors are Adam's, as in the authors' program.
     """
     output = optax.chain(optax.ema(0.9, debias=False), _unit_columns(0))
-    kinds = {
+    kinds: dict[Hashable, optax.GradientTransformation] = {
         "output": output,
         "matrix": _unit_columns(-1),
         "vector": optax.scale_by_adam(),
