@@ -67,6 +67,7 @@ def _introduction(
     sentences = [
         f"Every optimizer at its own best learning rate, from `{settings['init']}`; "
         f"{settings['steps']} steps of {settings['batch_size']} examples.",
+        _first_losses(best),
         rules.said(),
     ]
     if rules.apart:
@@ -76,6 +77,12 @@ def _introduction(
     if missing:
         sentences.append(f"Not run: clipped SGD at {', '.join(missing)}.")
     return " ".join(sentences)
+
+
+def _first_losses(best: Winners) -> str:
+    """How good the model is before it learns: on the first batch of each seed."""
+    first = [run["first_loss"] for runs in best.values() for run in runs]
+    return f"The first batch has a loss of {min(first):.1f} to {max(first):.1f}."
 
 
 def _comparisons(
@@ -101,9 +108,9 @@ def _comparisons(
         f"training rows. Of {len(all_runs)} reported trainings {diverged} diverged, of "
         f"{len(chosen)} that chose a rate {failed}.",
         f"Intervals are 95 % bootstrap over the seeds of the difference on the same "
-        f"batches. They are {others} comparisons with SGD, none corrected for their "
-        f"number; of {rules.seeds} seeds such an interval is about their range, and "
-        "too narrow.",
+        f"batches. The number of comparisons with SGD is {others}, and none is "
+        f"corrected for it; of {rules.seeds} seeds such an interval is about their "
+        "range, and too narrow.",
     ]
     if before:
         sentences.append(f"Before training the test loss is {_before(before)}.")

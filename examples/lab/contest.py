@@ -83,6 +83,7 @@ class Contest:
         *,
         start: int,
         strides: tuple[int, ...] = sweep.STRIDES,
+        more: Callable[[Params, list[Arrays]], Line] = lambda *_: {},
     ) -> float:
         """Chooses a learning rate, trains with each seed; returns the rate.
 
@@ -91,17 +92,18 @@ class Contest:
             train: (learning rate, seed) -> training.
             start: the half-decade where the search begins.
             strides: those of the search.
+            more: (parameters, test batches) -> what else is kept of a training.
         """
 
         def chosen_by(half: int) -> float:
             rate = sweep.rate(half)
-            line = self._once(known, train, rate, self.rules["selection_seed"])
+            line = self._once(known, train, rate, self.rules["selection_seed"], more)
             loss = line["validation_loss"]
             return math.inf if loss is None else loss
 
         best = sweep.rate(sweep.search(chosen_by, start, strides))
         for seed in range(self.rules["seeds"]):
-            self._once(known, train, best, seed)
+            self._once(known, train, best, seed, more)
         return best
 
     def _once(
@@ -110,6 +112,7 @@ class Contest:
         train: Callable[[float, int], sweep.Trained],
         rate: float,
         seed: int,
+        more: Callable[[Params, list[Arrays]], Line],
     ) -> Line:
         choosing = seed == self.rules["selection_seed"]
         name, rows = "test_loss", self.test
@@ -121,6 +124,6 @@ class Contest:
             line = sweep.outcome_with_curve(trained.losses, self.rules["tail"])
             diverged = line["loss"] is None
             loss = None if diverged else self.assess(trained.params, rows)
-            return {**line, name: loss}
+            return {**line, name: loss, **more(trained.params, rows)}
 
         return self.runs.once({**known, "learning_rate": rate, "seed": seed}, work)

@@ -22,26 +22,19 @@ def split(
 
     A row that the task also trains on, a second copy and padding are in neither.
     """
-    batches = task.held_out_batches()
-    rows = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
-    kept, seen = [], set(_contents(task.train))
-    for row, content in enumerate(_contents(rows)):
-        labelled = task.weight({name: a[row : row + 1] for name, a in rows.items()})
-        if content not in seen and labelled > 0:
-            seen.add(content)
-            kept.append(row)
     wanted = validation_rows + test_rows
-    if len(kept) < wanted:
-        raise ValueError(
-            f"expected at least {wanted} held-out rows that are not trained on too, "
-            f"{validation_rows} to choose learning rates by and {test_rows} to report, "
-            f"got {len(kept)}: give more data."
-        )
-    chosen = np.asarray(kept)[np.linspace(0, len(kept) - 1, wanted).astype(int)]
+    what = f"{validation_rows} to choose learning rates by and {test_rows} to report"
+    rows, chosen = _distinct(task, wanted, what)
     places = np.linspace(0, wanted - 1, validation_rows).round().astype(int)
     parts = chosen[places], np.delete(chosen, places)
     validation, test = (_batches(task, rows, part) for part in parts)
     return validation, test
+
+
+def batch(task: Task, size: int) -> Arrays:
+    """One batch to measure on, from all over the held-out rows, as in `split`."""
+    rows, chosen = _distinct(task, size, "to measure on")
+    return {name: array[chosen] for name, array in rows.items()}
 
 
 def assessor(task: Task) -> Callable[[Params, Sequence[Arrays]], float]:
@@ -57,6 +50,24 @@ def assessor(task: Task) -> Callable[[Params, Sequence[Arrays]], float]:
         return float(losses @ weights / weights.sum())
 
     return assess
+
+
+def _distinct(task: Task, wanted: int, what: str) -> tuple[Arrays, np.ndarray]:
+    """All held-out rows, and so many of them that differ from what is trained on."""
+    batches = task.held_out_batches()
+    rows = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+    kept, seen = [], set(_contents(task.train))
+    for row, content in enumerate(_contents(rows)):
+        labelled = task.weight({name: a[row : row + 1] for name, a in rows.items()})
+        if content not in seen and labelled > 0:
+            seen.add(content)
+            kept.append(row)
+    if len(kept) < wanted:
+        raise ValueError(
+            f"expected at least {wanted} held-out rows that are not trained on too, "
+            f"{what}, got {len(kept)}: give more data."
+        )
+    return rows, np.asarray(kept)[np.linspace(0, len(kept) - 1, wanted).astype(int)]
 
 
 def _contents(rows: Arrays) -> Iterator[bytes]:

@@ -45,6 +45,8 @@ READ = (
     "examples/checkpoints",
     "benchmarks/results",
     "docs/concepts",
+    "docs/how-to",
+    "docs/papers",
     "README.md",
 )
 

@@ -88,7 +88,7 @@ def test_the_best_rate_of_each_runs_with_every_seed(settings, trained):
         assert [run["seed"] for run in own] == [0, 1, 2]
     report = (settings.folder() / "report.md").read_text()
     assert "| SGD, 50 % clipped | 1 |" in report
-    assert "They are 2 comparisons with SGD" in report
+    assert "The number of comparisons with SGD is 2" in report
     assert "Not there: Adam, normalized SGD" in report
 
 
