@@ -77,14 +77,6 @@ def search(
     return best
 
 
-def best_rate(name: str, loss: Callable[[float, int], float], seeds: int) -> float:
-    """An optimizer's learning rate by `loss(rate, seed=0)`; then come other seeds."""
-    best = rate(search(lambda half: loss(rate(half), 0), start(name)))
-    for seed in range(1, seeds):
-        loss(best, seed)
-    return best
-
-
 def _lowest(loss: Callable[[int], float], half: int, stride: int) -> int:
     if loss(half) == math.inf:
         return half - stride
