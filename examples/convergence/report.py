@@ -65,7 +65,8 @@ def _introduction(
 ) -> str:
     rules = Rules.of(settings)
     sentences = [
-        f"Every optimizer at its own best learning rate, from `{settings['init']}`; "
+        f"Every optimizer at its own best learning rate, from `{settings['init']}`"
+        f"{', dataset `' + settings['dataset'] + '`' if rules.apart else ''}; "
         f"{settings['steps']} steps of {settings['batch_size']} examples.",
         _first_losses(best),
         rules.said(),
@@ -133,7 +134,6 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
     what = rules.reported
     theirs = paper.LEARNING_RATES.get(settings["task"], {})
     plain, adam = of(best, "sgd"), of(best, "adam")
-    lead = mean(plain, what) - mean(adam, what) if plain and adam else None
     rows = []
     for (name, fraction), runs in sorted(best.items(), key=lambda x: mean(x[1], what)):
         finite = [run[what] for run in runs if run[what] is not None]
@@ -150,7 +150,7 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
                 (f"{min(finite):.3f} to {max(finite):.3f}" if finite else "-")
                 + (f", {diverged} diverged" if diverged else ""),
                 _difference(runs, plain, rules) if name != "sgd" else "-",
-                *([_of_lead(runs, plain, lead, rules)] if rules.apart else []),
+                *([_of_lead(runs, plain, adam, rules)] if rules.apart else []),
                 f"{runs[0]['state_bytes'] / 1e6:.1f} MB",
             ]
         )
@@ -170,7 +170,7 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
             "test loss" if rules.apart else "loss",
             "lowest to highest",
             "minus SGD's, seed by seed",
-            *(["of Adam's lead"] if rules.apart else []),
+            *(["of Adam's lead, by seed"] if rules.apart else []),
             "state",
         ],
         rows,
@@ -199,13 +199,24 @@ def _training_loss(best: Winners, settings: Mapping[str, Any]) -> Table:
 
 
 def _of_lead(
-    runs: Sequence[Line], plain: Sequence[Line], lead: float | None, rules: Rules
+    runs: Sequence[Line], plain: Sequence[Line], adam: Sequence[Line], rules: Rules
 ) -> str:
-    """How much of the way from SGD's mean test loss to Adam's."""
-    found = differences(runs, plain, rules.reported)
-    if not found or lead is None or not 0 < lead < float("inf"):
+    """How much of the way from SGD's test loss to Adam's: of the means, by seed."""
+    own, best = (
+        {run["seed"]: run[rules.reported] for run in of_one if run[rules.reported]}
+        for of_one in (runs, adam)
+    )
+    losses = {run["seed"]: run[rules.reported] for run in plain if run[rules.reported]}
+    seeds = [seed for seed in own if seed in best and seed in losses]
+    leads = [losses[seed] - best[seed] for seed in seeds]
+    ways = [losses[seed] - own[seed] for seed in seeds]
+    if not seeds or runs is plain or min(leads) <= 0:
         return "-"
-    return f"{-np.mean(found) / lead:.0%}"
+    by_seed = sorted(way / lead for way, lead in zip(ways, leads, strict=True))
+    mean_way = f"{sum(ways) / sum(leads):.0%}"
+    if runs is adam:
+        return mean_way
+    return f"{mean_way} ({by_seed[0]:.0%} to {by_seed[-1]:.0%})"
 
 
 def _difference(runs: Sequence[Line], others: Sequence[Line], rules: Rules) -> str:

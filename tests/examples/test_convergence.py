@@ -159,6 +159,19 @@ def test_batches_are_assessed_by_their_labels(micro_t5):
     assert assess(task.params, batches) == pytest.approx(whole, rel=1e-5)
 
 
+def test_the_way_to_adam_is_told_of_the_means_and_by_seed():
+    rules = Rules.of({"selection_seed": 1000, "seeds": 2})
+    sgd, own, adam = (
+        [{"seed": seed, "test_loss": loss} for seed, loss in enumerate(losses)]
+        for losses in ([4.0, 4.0], [3.0, 3.9], [2.0, 3.0])
+    )
+    way = convergence_report._of_lead
+    assert way(own, sgd, adam, rules) == "37% (10% to 50%)"
+    assert way(adam, sgd, adam, rules) == "100%"
+    assert way(sgd, sgd, adam, rules) == "-"
+    assert way(own, adam, sgd, rules) == "-"  # there is no lead
+
+
 def test_a_bootstrap_interval_covers_as_often_as_it_says():
     random = np.random.default_rng(1)
     found = [bootstrap(random.normal(size=40)) for _ in range(300)]
