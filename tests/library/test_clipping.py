@@ -465,7 +465,7 @@ def metric(metrics, name):
 
 @pytest.fixture
 def promotion():
-    """Lets optax.MultiSteps divide int32 by float32."""
+    """Lets optax.MultiSteps divide int32 by float32, where jax promotes nothing."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
