@@ -13,8 +13,8 @@ answer, because a bracket only moves to a key that was counted on all of the dat
 >>> def count(probes):   # of one group
 ...     return jnp.sum(keys >= probes[0][:, None], axis=1)[None]
 >>> with wide():
-...     start = Bracket.around_all(jnp.array([4]), jnp.dtype("float32"))
-...     last = search(count, jnp.array([1]), start)   # the second largest
+...     sizes, skipped = jnp.array([[4], [1]])   # the second largest
+...     last = search(count, Bracket.around_all(sizes, skipped, jnp.dtype("float32")))
 >>> int(last.low[0]), int(last.high[0])
 (7, 8)
 """
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optax_clip._threshold.counts import rank
-from optax_clip._threshold.keys import infinity_key, key_dtype
+from optax_clip._threshold.keys import infinity_key
 
 PROBES = 7
 """How many keys `search` counts at in one go: about what hides behind the memory."""
@@ -39,24 +39,31 @@ BETS = (-2.0, -0.5, 0.5, 2.0)
 class Bracket(NamedTuple):
     """What is known of every group's answer: ``low <= answer < high``.
 
+    All are int64 of shape ``(groups,)``, so that they can be one array: compilers take
+    time for every one that a loop carries.
+
     Attributes:
-      low: the largest key known to be reached by enough keys, shape ``(groups,)``.
-      high: the smallest key known not to be.
-      reach_low: how many keys reach ``low``, int64.
+      low: the largest key known to be reached by enough keys.
+      high: the smallest key known not to be, or that of NaN.
+      reach_low: how many keys reach ``low``.
       reach_high: how many keys reach ``high``.
+      skipped: how many keys are larger than the answer, at most.
     """
 
     low: jax.Array
     high: jax.Array
     reach_low: jax.Array
     reach_high: jax.Array
+    skipped: jax.Array
 
     @classmethod
-    def around_all(cls, sizes: jax.Array, dtype: jnp.dtype) -> "Bracket":
+    def around_all(
+        cls, sizes: jax.Array, skipped: jax.Array, dtype: jnp.dtype
+    ) -> "Bracket":
         """Returns that of all keys but NaN's; 0 is the answer of an empty group."""
-        low = jnp.zeros(sizes.shape, key_dtype(dtype))
-        high = jnp.where(sizes == 0, 1, infinity_key(dtype) + 1).astype(low.dtype)
-        return cls(low, high, sizes, jnp.zeros_like(sizes))
+        zero = jnp.zeros_like(sizes)
+        high = jnp.where(sizes == 0, 1, infinity_key(dtype) + 1)
+        return cls(zero, high, sizes, zero, skipped)
 
     def open(self) -> jax.Array:
         """Returns whether the answer is not known yet, shape ``(groups,)``."""
@@ -66,44 +73,40 @@ class Bracket(NamedTuple):
         """Returns how many keys are in ``[low, high)``, rounded to float32."""
         return (self.reach_low - self.reach_high).astype(jnp.float32)
 
-    def quantile(self, skipped: jax.Array) -> jax.Array:
+    def quantile(self) -> jax.Array:
         """Returns where the answer is if the keys are spread evenly, from 0 to 1."""
-        below = (self.reach_low - skipped).astype(jnp.float32) - 0.5
+        below = (self.reach_low - self.skipped).astype(jnp.float32) - 0.5
         return jnp.clip(below / jnp.maximum(self.inside(), 1), 0, 1)
 
-    def deviation(self, skipped: jax.Array) -> jax.Array:
+    def deviation(self) -> jax.Array:
         """Returns the standard deviation of that quantile, of keys at random."""
-        quantile = self.quantile(skipped)
+        quantile = self.quantile()
         return jnp.sqrt(quantile * (1 - quantile) / jnp.maximum(self.inside(), 1))
 
     def key_at(self, quantile: jax.Array) -> jax.Array:
-        """Returns the key at a fraction of the width; both may have a further axis."""
-        low, width = self.low, self.high - self.low
-        if quantile.ndim > low.ndim:
-            low, width = low[:, None], width[:, None]
+        """Returns the key at a fraction of the width."""
+        width = self.high - self.low
         distance = jnp.clip(quantile, 0, 1) * width.astype(jnp.float32)
         # The product may round to more than the width.
-        return low + jnp.minimum(distance.astype(low.dtype), width)
+        return self.low + jnp.minimum(distance.astype(jnp.int64), width)
 
     def narrowed(
-        self, probes: jax.Array, counts: jax.Array, skipped: jax.Array
+        self, probes: jax.Array, counts: jax.Array, groups: jax.Array
     ) -> "Bracket":
-        """Returns what is known once the keys at these probes were counted."""
-        reached = counts > skipped[:, None]
-        lows = jnp.where(reached, probes, jnp.asarray(-1, probes.dtype))
-        never = jnp.asarray(jnp.iinfo(probes.dtype).max, probes.dtype)
-        highs = jnp.where(reached, never, probes)
-        low = _best(lax.argmax, lows, counts, self.low, self.reach_low)
-        high = _best(lax.argmin, highs, counts, self.high, self.reach_high)
-        return Bracket(low[0], high[0], low[1], high[1])
+        """Returns what is known once keys were counted, of the chosen groups."""
+        low, high, reach_low, reach_high, skipped = (x[:, None] for x in self)
+        # What NaN alone reaches is known not to be the answer.
+        new = groups[:, None] & (probes < high)
+        up, down = new & (counts > skipped), new & (counts <= skipped)
+        return Bracket(
+            jnp.max(jnp.where(up, probes, low), axis=1),
+            jnp.min(jnp.where(down, probes, high), axis=1),
+            jnp.min(jnp.where(up, counts, reach_low), axis=1),
+            jnp.max(jnp.where(down, counts, reach_high), axis=1),
+            self.skipped,
+        )
 
-    def where(self, chosen: jax.Array, otherwise: "Bracket") -> "Bracket":
-        """Returns this bracket for the chosen groups, and another one for the rest."""
-        return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), self, otherwise)
-
-    def without_zeros(
-        self, skipped: jax.Array, fraction: jax.Array | float, dtype: jnp.dtype
-    ) -> tuple["Bracket", jax.Array]:
+    def without_zeros(self, fraction: jax.Array | float, dtype: jnp.dtype) -> "Bracket":
         """Begins again among the non-zero keys where the answer turned out to be 0.
 
         A threshold of 0 would stop all training where most coordinates are exactly 0.
@@ -111,85 +114,66 @@ class Bracket(NamedTuple):
         ``reach_high`` is known now. Groups of zeros alone keep their answer.
         """
         again = (self.high == 1) & (self.low == 0) & (self.reach_high > 0)
-        others = Bracket(
-            low=jnp.ones_like(self.low),
-            high=jnp.full_like(self.high, infinity_key(dtype) + 1),
-            reach_low=self.reach_high,
-            reach_high=jnp.zeros_like(self.reach_high),
+        skipped = jnp.asarray(rank(fraction, self.reach_high), jnp.int64)
+        others = self.around_all(self.reach_high, skipped, dtype)
+        others = others._replace(low=jnp.ones_like(self.low))
+        return Bracket(
+            *(jnp.where(again, *pair) for pair in zip(others, self, strict=True))
         )
-        of_others = jnp.asarray(rank(fraction, self.reach_high), jnp.int64)
-        return others.where(again, self), jnp.where(again, of_others, skipped)
-
-
-Restart = Callable[[Bracket, jax.Array], tuple[Bracket, jax.Array]]
 
 
 def search(
     count: Callable[[jax.Array], jax.Array],
-    skipped: jax.Array,
     bracket: Bracket,
     unfinished: Callable[[Bracket], jax.Array] = Bracket.open,
-    restart: Restart | None = None,
+    restart: Callable[[Bracket], Bracket] = lambda bracket: bracket,
+    choose: Callable[[Bracket], jax.Array] | None = None,
 ) -> Bracket:
     """Narrows a bracket until it holds nothing but the answer.
 
     Args:
       count: returns how many keys of each group reach each of its probes; both have
-        shape ``(groups, PROBES)``.
-      skipped: how many keys are larger than the answer, at most, shape ``(groups,)``.
+        shape ``(groups, probes)``.
       bracket: what is known at first.
-      unfinished: which groups to go on with; all stop when none is left.
+      unfinished: which groups to go on with.
       restart: what may reopen a bracket that was closed: `Bracket.without_zeros`.
+      choose: returns where to count next; None for even intervals.
 
     Returns:
       The bracket, with ``high == low + 1`` unless `unfinished` stopped earlier.
     """
 
-    def refine(state):
-        bracket, skipped = state
-        probes = next_probes(bracket, skipped)
-        bracket = bracket.narrowed(probes, count(probes), skipped)
-        return (bracket, skipped) if restart is None else restart(bracket, skipped)
+    def refine(words):
+        bracket = Bracket(*words)
+        probes = (choose or even_probes)(bracket)
+        bracket = bracket.narrowed(probes, count(probes), unfinished(bracket))
+        return jnp.stack(restart(bracket))
 
-    state = bracket, skipped
-    return lax.while_loop(lambda s: jnp.any(unfinished(s[0])), refine, state)[0]
+    def goes_on(words):
+        return jnp.any(unfinished(Bracket(*words)))
 
-
-def next_probes(bracket: Bracket, skipped: jax.Array) -> jax.Array:
-    """Returns where to count next, shape ``(groups, PROBES)``.
-
-    Three probes quarter the bracket, whatever is inside. Four bet on keys that are
-    spread evenly.
-    """
-    low, high = bracket.low[:, None], bracket.high[:, None]
-    deviation = bracket.deviation(skipped)[:, None]
-    bets = jnp.asarray(BETS, jnp.float32)[None, :]
-    quantile = bracket.quantile(skipped)[:, None] + deviation * bets
-    bets = jnp.clip(bracket.key_at(quantile), low + 1, high - 1)
-    quarters = _even(low, high - low, PROBES + 1 - len(BETS))
-    # All keys inside, where there are so few.
-    every = _even(low, high - low, PROBES + 1)
-    spread = jnp.concatenate([quarters, bets], axis=1)
-    return jnp.where(high - low <= PROBES + 1, every, spread)
+    return Bracket(*lax.while_loop(goes_on, refine, jnp.stack(bracket)))
 
 
-def _best(
-    select: Callable[..., jax.Array],
-    probes: jax.Array,
-    counts: jax.Array,
-    end: jax.Array,
-    count_at_end: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the selected one of the probes and the present end, with its count."""
-    probes = jnp.concatenate([probes, end[:, None]], axis=1)
-    counts = jnp.concatenate([counts, count_at_end[:, None]], axis=1)
-    column = select(probes, 1, jnp.int32)[:, None]
-    best = (jnp.take_along_axis(x, column, axis=1)[:, 0] for x in (probes, counts))
-    return next(best), next(best)
-
-
-def _even(low: jax.Array, width: jax.Array, intervals: int) -> jax.Array:
+def even_probes(bracket: Bracket, number: int = PROBES) -> jax.Array:
     """Returns the inner borders of even intervals, or all keys inside if fewer."""
-    i = jnp.arange(1, intervals, dtype=low.dtype)[None, :]
+    low, width = bracket.low[:, None], (bracket.high - bracket.low)[:, None]
+    i, intervals = jnp.arange(1, number + 1, dtype=jnp.int64)[None, :], number + 1
     # Not `width * i // intervals`, which overflows.
     return low + width // intervals * i + width % intervals * i // intervals
+
+
+def bets(bracket: Bracket) -> jax.Array:
+    """Returns probes for counts of everything, which are dear.
+
+    Three of them quarter the bracket, whatever is inside. Four bet on keys that are
+    spread evenly.
+    """
+    quantile, deviation = bracket.quantile(), bracket.deviation()
+    keys = [bracket.key_at(quantile + deviation * bet) for bet in BETS]
+    least, most = bracket.low[:, None] + 1, bracket.high[:, None] - 1
+    near = jnp.clip(jnp.stack(keys, axis=1), least, most)
+    every = even_probes(bracket)
+    spread = jnp.concatenate([even_probes(bracket, PROBES - len(BETS)), near], axis=1)
+    few = bracket.high - bracket.low <= PROBES + 1
+    return jnp.where(few[:, None], every, spread)

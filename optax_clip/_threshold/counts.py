@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optax_clip._threshold.keys import magnitude_key, unsigned
+from optax_clip._threshold.keys import key_dtype, magnitude_key, unsigned
 from optax_clip._threshold.shards import Shards
 
 wide = functools.partial(jax.enable_x64, True)
@@ -105,6 +105,7 @@ def count_arrays(
       int64, of the shape of the probes.
     """
     # Or XLA would compute the keys before the loop, and store them.
+    probes = probes.astype(key_dtype(dtype))
     held, probes = lax.optimization_barrier((list(arrays), probes))
     # What is likely to be split alike comes together: such arrays XLA for GPU and TPU
     # may add up before it adds up devices, so that less crosses.
@@ -133,5 +134,10 @@ def count_arrays(
 
 def total(counts: jax.Array, groups: Sequence[int], number: int) -> jax.Array:
     """Returns the sums of the rows of each of so many groups, in int64."""
+    counts = counts.astype(jnp.int64)
+    if [*groups] == [*range(number)]:
+        return counts
+    if number == 1:
+        return jnp.sum(counts, axis=0, keepdims=True)
     zeros = jnp.zeros((number, *counts.shape[1:]), jnp.int64)
-    return zeros.at[jnp.asarray(groups, jnp.int32)].add(counts.astype(jnp.int64))
+    return zeros.at[jnp.asarray(groups, jnp.int32)].add(counts)

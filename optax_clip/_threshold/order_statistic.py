@@ -22,7 +22,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from optax_clip._threshold import passes
-from optax_clip._threshold.bracket import Bracket, search
+from optax_clip._threshold.bracket import Bracket, bets, search
 from optax_clip._threshold.counts import count_arrays, rank, wide
 from optax_clip._threshold.keys import (
     common_dtype,
@@ -192,19 +192,23 @@ def _find(
     if not any(sizes):
         return [jnp.zeros(len(sizes), dtype), jnp.zeros(len(sizes), jnp.float32)]
 
-    def restart(bracket, skipped):
-        return bracket.without_zeros(skipped, fraction, dtype)
-
     with wide():
-        skipped = jnp.stack([jnp.asarray(rank(fraction, n), jnp.int64) for n in sizes])
+        restart = functools.partial(
+            Bracket.without_zeros, fraction=fraction, dtype=dtype
+        )
+        number = jnp.asarray(sizes, jnp.int64)
+        if problem.fraction is None:
+            skipped = rank(fraction, number)
+        else:
+            skipped = [rank(fraction, n) for n in sizes]
+        start = Bracket.around_all(number, jnp.asarray(skipped, jnp.int64), dtype)
         if by_compiler:
             count = functools.partial(
                 count_arrays, arrays, groups, dtype=dtype, shards=shards
             )
-            start = Bracket.around_all(jnp.asarray(sizes, jnp.int64), dtype)
-            last = search(count, skipped, start, restart=restart)
+            last = search(count, start, restart=restart, choose=bets)
         else:
-            last = passes.find(arrays, groups, sizes, skipped, dtype, restart, shards)
+            last = passes.find(arrays, groups, sizes, start, dtype, restart, shards)
         # What exceeds `low` is what reaches `high`; nothing reaches the key of an
         # empty group, of which only `low` means anything.
         value = lax.bitcast_convert_type(last.low.astype(unsigned(dtype)), dtype)

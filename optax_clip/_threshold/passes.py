@@ -15,8 +15,8 @@ three of them, that is all of them, and the answer is among them; otherwise the 
 pass finds a narrower bracket.
 """
 
-import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,22 +24,26 @@ import numpy as np
 from jax import lax
 
 from optax_clip._threshold import sample
-from optax_clip._threshold.bracket import Bracket, Restart, search
+from optax_clip._threshold.bracket import Bracket, search
 from optax_clip._threshold.counts import total
-from optax_clip._threshold.rows import ROW, Rows, Stack, as_keys, row_sums, stack
+from optax_clip._threshold.keys import key_dtype
+from optax_clip._threshold.rows import ROW, Stack, as_keys, matrix, row_sums, stack
 from optax_clip._threshold.shards import Shards, number_of_shards
 
 CANDIDATES = 3
 """How many keys of a row its summary holds."""
+
+LANES = 8
+"""How many rows of summaries of a single group are counted side by side."""
 
 
 def find(
     arrays: Sequence[jax.Array],
     groups: Sequence[int],
     sizes: Sequence[int],
-    skipped: jax.Array,
+    bracket: Bracket,
     dtype: jnp.dtype,
-    restart: Restart,
+    restart: Callable[[Bracket], Bracket],
     shards: Shards,
 ) -> Bracket:
     """Returns the last bracket of every group.
@@ -48,7 +52,7 @@ def find(
       arrays: floating-point arrays, or this device's shards of them.
       groups: the group of each.
       sizes: the number of coordinates of each group, on all devices together.
-      skipped: how many keys of each group are above its answer, at most.
+      bracket: that of all keys.
       dtype: the floating-point type that keys are made in.
       restart: see `bracket.search`.
       shards: the axes that each array is split over.
@@ -56,41 +60,37 @@ def find(
     stacks = stack(arrays, groups, shards.split, dtype)
     apart = sample.strides(sizes)
     drawn = sample.draw(stacks, apart, dtype, shards)
-    bracket = Bracket.around_all(jnp.asarray(sizes, jnp.int64), dtype)
     if max(apart) == 1:  # a small tree is its own sample
-        count = sample.counter([drawn], shards)
-        return search(count, skipped, bracket, restart=restart)
+        return search(sample.counter([drawn], shards), bracket, restart=restart)
     capacity = _capacity(stacks, len(sizes))
 
     def advance(state):
-        bracket, skipped, probes, turn = state
-        needed = bracket.open()
+        words, probes, turn = state
+        bracket = Bracket(*words)
         # 1. Count at the probes, and take what is between the middle two.
-        counts, candidates, complete = _pass(stacks, probes, needed, dtype, shards)
-        narrowed = bracket.narrowed(probes, counts, skipped)
-        bracket = narrowed.where(needed, bracket)
+        needed = bracket.open()
+        counts, complete, candidates = _pass(stacks, probes, needed, dtype, shards)
+        bracket = bracket.narrowed(probes, counts, needed)
         # 2. If the answer is there, and all of its neighbours are, finish.
-        reached = counts > skipped[:, None]
-        between = Bracket(*probes[:, 1:3].T, *counts[:, 1:3].T)
-        found = reached[:, 1] & ~reached[:, 2] & complete & bracket.open()
-        bracket = lax.cond(
-            jnp.any(found),
-            lambda: _finish(candidates, between, found, skipped, bracket, shards),
-            lambda: bracket,
+        second, third = probes[:, 1], probes[:, 2]
+        found = complete & (bracket.low == second) & (bracket.high == third)
+        # The keys that reach the third are not among the candidates.
+        last = search(
+            lambda probes: candidates(probes) + counts[:, 2:3],
+            bracket,
+            lambda bracket: bracket.open() & found,
         )
-        bracket, skipped = restart(bracket, skipped)
+        bracket = restart(last)
         # 3. Where to look next.
-        probes = _next_probes(bracket, skipped, capacity, turn)
-        return bracket, skipped, probes, turn + 1
+        return jnp.stack(bracket), _next_probes(bracket, capacity, turn), turn + 1
 
-    probes = sample.first_probes(drawn, apart, sizes, skipped, dtype, shards)
-    state = bracket, skipped, probes, jnp.int32(0)
-    return lax.while_loop(lambda s: jnp.any(s[0].open()), advance, state)[0]
+    probes = sample.first_probes(drawn, apart, sizes, bracket.skipped, dtype, shards)
+    state = jnp.stack(bracket), probes, jnp.int32(0)
+    last, *_ = lax.while_loop(lambda s: jnp.any(Bracket(*s[0]).open()), advance, state)
+    return Bracket(*last)
 
 
-def _next_probes(
-    bracket: Bracket, skipped: jax.Array, capacity: jax.Array, turn: jax.Array
-) -> jax.Array:
+def _next_probes(bracket: Bracket, capacity: jax.Array, turn: jax.Array) -> jax.Array:
     """Returns four keys a group: the answer should be between the middle two.
 
     They are as far apart as the keys between them may fill the summaries. The outer
@@ -98,7 +98,7 @@ def _next_probes(
     so that it shrinks whatever the bets are worth.
     """
     low, high, inside = bracket.low, bracket.high, bracket.inside()
-    quantile, deviation = bracket.quantile(skipped), bracket.deviation(skipped)
+    quantile, deviation = bracket.quantile(), bracket.deviation()
     # Keys are not as even as that, most of all where many are inside.
     outer = 4 * deviation + 1 / 16
     # With room for all, take all.
@@ -120,8 +120,8 @@ def _capacity(stacks: Sequence[Stack], groups: int) -> jax.Array:
     """
     rows = np.zeros(groups)
     for of_stack in stacks:
-        in_shard = len(of_stack.matrices[0]) // of_stack.groups_of_each()
-        np.add.at(rows, of_stack.groups, in_shard * number_of_shards(of_stack.split))
+        in_shards = of_stack.rows_of_each() * number_of_shards(of_stack.split)
+        np.add.at(rows, of_stack.groups, in_shards)
     return jnp.asarray(np.maximum(0.7 * rows**0.75, CANDIDATES), jnp.float32)
 
 
@@ -131,83 +131,100 @@ def _pass(
     needed: jax.Array,
     dtype: jnp.dtype,
     shards: Shards,
-) -> tuple[jax.Array, list[Rows], jax.Array]:
+) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
     """Reads everything once.
 
     Returns:
-      Counts of shape ``(groups, 4)``, the keys between the middle two probes, stack by
-      stack, and whether no row of a group had more of them than its summary holds.
+      Counts of shape ``(groups, 4)``, whether no row of a group had more keys between
+      the middle two probes than its summary holds, and what counts among those keys.
     """
+    probes = probes.astype(key_dtype(dtype))
+    # What is read on several devices counts once: nothing is in words that are 0.
+    summaries = [
+        shards.once(x.split, _summaries(x, probes, needed, dtype), 0) for x in stacks
+    ]
+    members = [of_stack.groups for of_stack in stacks]
+    if len(needed) == 1:  # compilers take time for every array
+        words = jnp.concatenate([x.reshape(5, 1, -1) for x in summaries], axis=2)
+        words = jnp.pad(words, ((0, 0), (0, 0), (0, -words.shape[2] % LANES)))
+        summaries, members = [words.reshape(5, LANES, -1)], [[0] * LANES]
+    groups = [*itertools.chain(*members)]
+
+    def total_of(counts):
+        return shards.sum(total(jnp.concatenate(counts), groups, len(needed)))
+
+    def count(probes):
+        probes = probes.astype(key_dtype(dtype))
+        pairs = zip(summaries, members, strict=True)
+        return total_of([_reached(x, probes[jnp.asarray(g)]) for x, g in pairs])
+
+    counted = total_of([*map(_counts, summaries)])
+    return counted[:, :4], counted[:, 4] == 0, count
+
+
+def _counts(words: jax.Array) -> jax.Array:
+    """Returns four counts of each group, and how many rows hold too many keys."""
+    outer, inner = words[:2]
+    reached = outer & 0xFFFF, inner & 0xFFFF, inner >> 16, outer >> 16
+    return row_sums(*reached, _inside(words)[0] > CANDIDATES)
+
+
+def _inside(words: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    """Returns how many keys were between the middle two probes, and three of them."""
+    _, inner, top, bottom, sums = words
+    return (inner & 0xFFFF) - (inner >> 16), [top, bottom, sums - top - bottom]
+
+
+def _reached(words: jax.Array, probes: jax.Array) -> jax.Array:
+    """Returns how many of the keys in summaries reach each probe of their group."""
     # Or XLA would compute the keys before the loop, and store them.
-    matrices, probes = lax.optimization_barrier(([s.matrices for s in stacks], probes))
-    counts, candidates, fullest, members = [], [], [], []
-    for of_stack, held in zip(stacks, matrices, strict=True):
-        summaries = _summaries(of_stack._replace(matrices=held), probes, needed, dtype)
-        # What leaves a barrier may be typed as split like all that entered it.
-        count, number, keys = (
-            shards.once(of_stack.split, words, none)
-            for words, none in zip(summaries, (0, 0, -1), strict=True)
-        )
-        counts.append(count)
-        fullest.append(jnp.max(number, axis=1))
-        candidates.append(Rows(keys, of_stack.groups))
-        members += of_stack.groups
-    counted = total(jnp.concatenate(counts), members, len(probes))
-    most = jnp.zeros(len(probes), jnp.int32)
-    most = most.at[jnp.asarray(members)].max(jnp.concatenate(fullest))
-    overflows = (most > CANDIDATES).astype(jnp.int64)
-    counted, overflows = shards.sum((counted, overflows))
-    return counted, candidates, overflows == 0
+    words, probes = lax.optimization_barrier((words, probes))
+    number, keys = _inside(words)
+    none = jnp.asarray(-1, words.dtype)
+    keys = [jnp.where(number > i, key, none) for i, key in enumerate(keys)]
+    reached = [[key >= probe[:, None] for key in keys] for probe in probes.T]
+    return row_sums(*(x.astype(jnp.uint32) + y + z for x, y, z in reached))
 
 
 def _summaries(
     of_stack: Stack, probes: jax.Array, needed: jax.Array, dtype: jnp.dtype
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns, of each group, four counts, the number inside of each row, the keys.
+) -> jax.Array:
+    """Returns five words for every row, shape ``(5, groups of the stack, rows)``.
 
     A matrix is not read if none of its groups is needed.
     """
-    branches = [lambda x=x: as_keys(x, dtype) for x in of_stack.matrices]
-    shared = of_stack.groups_of_each()
-    groups = jnp.asarray(of_stack.groups).reshape(len(branches), -1)
-    own_probes, own_needs = probes[groups], jnp.any(needed[groups], axis=1)
+    # Or XLA would compute the keys before the loop, and store them.
+    vectors, probes = lax.optimization_barrier((of_stack.vectors, probes))
+    branches = [lambda x=x: as_keys(matrix(x), dtype) for x in vectors]
+    number, shared = len(vectors), of_stack.groups_of_each()
+    members = jnp.asarray(of_stack.groups).reshape(number, shared)
+    # Split, says the type, as what is read.
+    zero = as_keys(vectors[0][0], dtype) * 0 + probes[0, 0] * 0
+    nothing = jnp.broadcast_to(zero, (5, 1, shared, of_stack.rows_of_each()))
 
-    def summarize(keys, probes):
-        keys = keys().reshape(shared, -1, ROW)
-        return _summarize_rows(keys, probes.T[:, :, None, None])
+    def summary(i):
+        own = probes[members[i]]
 
-    def nothing(probes):
-        # Split, says the type, as what is read.
-        zero = as_keys(of_stack.matrices[0][:, 0], dtype) * 0 + probes[0, 0] * 0
-        zero = zero.reshape(shared, -1)
-        words = zero.astype(jnp.int32), zero.astype(jnp.int32)
-        return (*words, zero, zero, zero)
+        def read():
+            # The switch copies one matrix into the cache; the rest reads it there.
+            keys = lax.switch(i, branches).reshape(len(own), -1, ROW)
+            return _summarize_rows(keys, own.T[:, :, None, None])[:, None]
 
-    def summarize_if_needed(i, keys):
         if len(needed) == 1:
-            return summarize(keys, own_probes[i])
-        read = functools.partial(summarize, keys)
-        return lax.cond(own_needs[i], read, nothing, own_probes[i])
+            return read()
+        return lax.cond(jnp.any(needed[members[i]]), read, lambda: nothing)
 
-    if len(branches) == 1:  # nothing to copy
-        words = summarize_if_needed(0, branches[0])
+    def fill(i, words):
+        return lax.dynamic_update_slice_in_dim(words, summary(i), i, 1)
+
+    if number == 1:  # nothing to copy
+        words = summary(0)
     else:
-        # The switch copies one matrix into the cache; the rest reads it there.
-        words = lax.map(
-            lambda i: summarize_if_needed(i, lambda: lax.switch(i, branches)),
-            jnp.arange(len(branches), dtype=jnp.int32),
-        )
-        words = [word.reshape(len(of_stack.groups), -1) for word in words]
-    outer, inner, top, bottom, sums = words
-    counts = [outer & 0xFFFF, inner & 0xFFFF, inner >> 16, outer >> 16]
-    number = counts[1] - counts[2]
-    inside = enumerate([top, bottom, sums - top - bottom])
-    none = jnp.asarray(-1, top.dtype)
-    keys = [jnp.where(number > i, keys, none) for i, keys in inside]
-    return row_sums(*counts), number, jnp.concatenate(keys, axis=1)
+        words = lax.fori_loop(0, number, fill, jnp.repeat(nothing, number, axis=1))
+    return words.reshape(5, number * shared, -1)
 
 
-def _summarize_rows(keys: jax.Array, probes: jax.Array) -> tuple[jax.Array, ...]:
+def _summarize_rows(keys: jax.Array, probes: jax.Array) -> jax.Array:
     """Returns what there is to know of every row, from one read, with four probes.
 
     Two words, each with the counts at two probes; of the keys in between the largest,
@@ -217,14 +234,15 @@ def _summarize_rows(keys: jax.Array, probes: jax.Array) -> tuple[jax.Array, ...]
     reached = [keys >= probe for probe in probes]
     pairs = (reached[0], reached[3]), (reached[1], reached[2])
     outer, inner = (
-        a.astype(jnp.int32) + b.astype(jnp.int32) * (1 << 16) for a, b in pairs
+        a.astype(keys.dtype) + b.astype(keys.dtype) * (1 << 16) for a, b in pairs
     )
     inside = reached[1] & ~reached[2]
     never = jnp.asarray(jnp.iinfo(keys.dtype).max, keys.dtype)
     none, zero = jnp.asarray(-1, keys.dtype), jnp.asarray(0, keys.dtype)
     operands = outer, inner, *(jnp.where(inside, keys, x) for x in (none, never, zero))
-    initial = jnp.int32(0), jnp.int32(0), none, never, zero
-    return lax.reduce(operands, initial, _merge, (keys.ndim - 1,))
+    return jnp.stack(
+        lax.reduce(operands, (zero, zero, none, never, zero), _merge, (2,))
+    )
 
 
 def _merge(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
@@ -235,28 +253,3 @@ def _merge(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, .
     """
     functions = lax.add, lax.add, lax.max, lax.min, lax.add
     return tuple(f(x, y) for f, x, y in zip(functions, a, b, strict=True))
-
-
-def _finish(
-    candidates: list[Rows],
-    between: Bracket,
-    found: jax.Array,
-    skipped: jax.Array,
-    bracket: Bracket,
-    shards: Shards,
-) -> Bracket:
-    """Returns the last bracket of the groups that were found, from the keys between."""
-    inside = Bracket(
-        between.low,
-        jnp.where(found, between.high, between.low + 1),
-        between.reach_low - between.reach_high,
-        jnp.zeros_like(between.reach_high),
-    )
-    # The keys that reach `high` are not among the candidates.
-    rest = skipped - between.reach_high
-    last = search(sample.counter(candidates, shards), rest, inside)
-    last = last._replace(
-        reach_low=last.reach_low + between.reach_high,
-        reach_high=last.reach_high + between.reach_high,
-    )
-    return last.where(found, bracket)

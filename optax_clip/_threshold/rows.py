@@ -4,7 +4,7 @@ Compilers take seconds over a hundred copies of a pass. So matrices of one shape
 :class:`Stack`, which one loop goes through; small arrays are concatenated first.
 """
 
-import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,24 +30,28 @@ IN_TURN = 64
 
 
 class Stack(NamedTuple):
-    """Matrices of one shape and type, and the groups of their rows.
+    """Vectors of one size and type, whose whole rows are matrices of `ROW` columns.
 
     A matrix has as many rows of one of its groups as of another, first those of the
     first. Those of integers hold keys, -1 where there is none.
 
     Attributes:
-      matrices: arrays of shape ``(rows, ROW)``.
+      vectors: what holds a matrix each, and less than a row at the end.
       groups: the groups of the first matrix, then those of the second, and so on.
       split: the mesh axes that all of them are split over.
     """
 
-    matrices: list[jax.Array]
+    vectors: list[jax.Array]
     groups: list[int]
     split: Axes
 
     def groups_of_each(self) -> int:
         """Returns how many groups there are in each matrix."""
-        return len(self.groups) // len(self.matrices)
+        return len(self.groups) // len(self.vectors)
+
+    def rows_of_each(self) -> int:
+        """Returns how many rows a group has in its matrix."""
+        return self.vectors[0].size // ROW // self.groups_of_each()
 
 
 class Rows(NamedTuple):
@@ -71,49 +75,54 @@ def stack(
       split: the mesh axes that each is split over.
       dtype: the floating-point type that keys are made in.
     """
-    matrices: list[tuple[jax.Array, list[int], Axes]] = []
+    vectors: list[tuple[jax.Array, list[int], Axes]] = []
     loose: dict[tuple, list[jax.Array]] = {}
-    # 1. Whole rows of large arrays, as they are. What is left over is made of keys.
+    # 1. Whole rows of large arrays, as they are.
     for array, group, axes in zip(arrays, groups, split, strict=True):
-        # What is split differently is not concatenated.
-        rest = loose.setdefault((group, axes, _manual(array)), [])
-        flat = array.reshape(-1)
+        flat = lax.reshape(array, (array.size,))
         whole = flat.size // ROW * ROW if flat.size >= SMALL else 0
         if whole:
-            matrices.append((flat[:whole].reshape(-1, ROW), [group], axes))
+            vectors.append((flat, [group], axes))
         if whole < flat.size:
-            rest.append(magnitude_key(flat[whole:], dtype))
-    # 2. The rest of a group is concatenated and padded to whole rows.
+            # What is split differently is not concatenated.
+            kind = group, axes, flat.dtype, jax.typeof(flat).manual_axis_type
+            rest = lax.slice(flat, (whole,), (flat.size,)) if whole else flat
+            loose.setdefault(kind, []).append(rest)
+    # 2. What is left over of a group is concatenated. Groups of one size...
     small: dict[Any, list[tuple[jax.Array, int]]] = {}
-    for (group, axes, _), pieces in loose.items():
-        for some in _batches(pieces):
-            keys = jnp.concatenate(some)
-            keys = jnp.pad(keys, (0, -keys.size % ROW), constant_values=-1)
-            if keys.size < SMALL:
-                kind = (jax.typeof(keys), axes)
-                small.setdefault(kind, []).append((keys, group))
-            else:
-                matrices.append((keys.reshape(-1, ROW), [group], axes))
-    # 3. Small groups of one size share a matrix.
-    for (_, axes), members in small.items():
-        for some in _batches(members):
-            keys = jnp.concatenate([keys for keys, _ in some])
-            of_rows = [group for _, group in some]
-            matrices.append((keys.reshape(-1, ROW), of_rows, axes))
-    # 4. Matrices of one type share a stack.
-    stacks: dict[Any, list[Stack]] = {}
-    for matrix, members, axes in sorted(matrices, key=lambda entry: -entry[0].size):
-        kind = (jax.typeof(matrix), len(members), axes)
-        alike = stacks.setdefault(kind, [])
-        if not alike or len(alike[-1].matrices) == IN_TURN:
-            alike.append(Stack([], [], axes))
-        alike[-1].matrices.append(matrix)
-        alike[-1].groups.extend(members)
-    return list(itertools.chain(*stacks.values()))
+    for (group, axes, *_), pieces in loose.items():
+        for some in _batches(pieces, CONCATENATED):
+            flat = lax.concatenate(some, 0)
+            small.setdefault((jax.typeof(flat), axes), []).append((flat, group))
+    # 3. ...share a matrix, of keys padded to whole rows.
+    for (kind, axes), members in small.items():
+        for some in _batches(members, CONCATENATED if kind.size < SMALL else 1):
+            keys = magnitude_key(lax.concatenate([flat for flat, _ in some], 0), dtype)
+            keys = keys.reshape(len(some), -1)
+            keys = jnp.pad(
+                keys, ((0, 0), (0, -keys.shape[1] % ROW)), constant_values=-1
+            )
+            vectors.append((keys.reshape(-1), [group for _, group in some], axes))
+    # 4. Vectors of one type share a stack.
+    alike: dict[Any, list[tuple[jax.Array, list[int]]]] = {}
+    for vector, members, axes in sorted(vectors, key=lambda entry: -entry[0].size):
+        kind = (jax.typeof(vector), len(members), axes)
+        alike.setdefault(kind, []).append((vector, members))
+    return [
+        Stack([x for x, _ in some], [g for _, of_x in some for g in of_x], axes)
+        for (_, _, axes), pairs in alike.items()
+        for some in _batches(pairs, IN_TURN)
+    ]
+
+
+def matrix(vector: jax.Array) -> jax.Array:
+    """Returns the whole rows of a vector of a stack."""
+    whole = vector.size // ROW * ROW
+    return lax.slice(vector, (0,), (whole,)).reshape(-1, ROW)
 
 
 def as_keys(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Returns the keys of a matrix of a stack."""
+    """Returns the keys of numbers in a stack."""
     is_keys = jnp.issubdtype(array.dtype, jnp.integer)
     return array if is_keys else magnitude_key(array, dtype)
 
@@ -133,11 +142,7 @@ def _add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
-def _batches(items: list) -> list[list]:
-    starts = range(0, len(items), CONCATENATED)
-    return [items[start : start + CONCATENATED] for start in starts]
-
-
-def _manual(array: jax.Array) -> Any:
-    """Returns what the type says of manual axes: types have more than a shape."""
-    return jax.typeof(array).manual_axis_type
+def _batches(items: list, most: int) -> list[list]:
+    """Returns them in lists of about one length, which share compiled code."""
+    length = math.ceil(len(items) / math.ceil(len(items) / most))
+    return [items[start : start + length] for start in range(0, len(items), length)]

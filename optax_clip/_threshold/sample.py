@@ -6,14 +6,16 @@ none: it holds the answer.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from optax_clip._threshold.bracket import Bracket, search
 from optax_clip._threshold.counts import total
 from optax_clip._threshold.keys import infinity_key
-from optax_clip._threshold.rows import ROW, Rows, Stack, as_keys, row_sums
+from optax_clip._threshold.rows import ROW, Rows, Stack, as_keys, matrix, row_sums
 from optax_clip._threshold.shards import Shards
 
 SAMPLE = 2**16
@@ -40,23 +42,28 @@ def draw(
     stacks: Sequence[Stack], apart: Sequence[int], dtype: jnp.dtype, shards: Shards
 ) -> Rows:
     """Returns evenly spread keys of every group; all of them where `apart` is 1."""
-    pieces, groups = [], []
+    alone = len(apart) == 1  # then one row: compilers take time for every operand
+    alike: dict[Any, tuple[list[jax.Array], list[int]]] = {}
     for stack in stacks:
         stride = min(apart[group] for group in stack.groups)
-        of_each = stack.groups_of_each()
-        spread = [_spread(matrix, of_each, stride) for matrix in stack.matrices]
-        keys = as_keys(jnp.concatenate(spread), dtype)
-        pieces.append(shards.once(stack.split, keys, -1))
+        spread = [_spread(x, stack.groups_of_each(), stride) for x in stack.vectors]
+        kind = spread[0].dtype, stack.split, 0 if alone else spread[0].shape[1]
+        pieces, groups = alike.setdefault(kind, ([], []))
+        pieces += [x.reshape(1, -1) for x in spread] if alone else spread
         groups += stack.groups
-    if len(apart) == 1:  # one row: compilers take time for every operand
-        row = jnp.concatenate([keys.reshape(1, -1) for keys in pieces], axis=1)
-        return Rows(row, [0])
-    width = max(keys.shape[1] for keys in pieces)
-    filled = [
-        jnp.pad(keys, ((0, 0), (0, width - keys.shape[1])), constant_values=-1)
-        for keys in pieces
+    rows = [
+        shards.once(split, as_keys(jnp.concatenate(pieces, int(alone)), dtype), -1)
+        for (_, split, _), (pieces, _) in alike.items()
     ]
-    return Rows(jnp.concatenate(filled), groups)
+    if alone:
+        return Rows(jnp.concatenate(rows, axis=1), [0])
+    width = max(keys.shape[1] for keys in rows)
+    rows = [
+        jnp.pad(keys, ((0, 0), (0, width - keys.shape[1])), constant_values=-1)
+        for keys in rows
+    ]
+    groups = [group for _, groups in alike.values() for group in groups]
+    return Rows(jnp.concatenate(rows), groups)
 
 
 def counter(rows: Sequence[Rows], shards: Shards) -> Callable[[jax.Array], jax.Array]:
@@ -64,7 +71,10 @@ def counter(rows: Sequence[Rows], shards: Shards) -> Callable[[jax.Array], jax.A
     groups = [group for _, members in rows for group in members]
 
     def count(probes):
-        counts = [_reached(keys, probes[jnp.asarray(g)]) for keys, g in rows]
+        counts = []
+        for keys, members in rows:
+            of_rows = probes.astype(keys.dtype)[jnp.asarray(members)]
+            counts.append(row_sums(*(keys >= probe[:, None] for probe in of_rows.T)))
         return shards.sum(total(jnp.concatenate(counts), groups, len(probes)))
 
     return count
@@ -95,14 +105,10 @@ def first_probes(
     n, deviation = (jnp.concatenate([x, x]) for x in (n, deviation))
     ranks = jnp.clip(ranks, 0, jnp.maximum(n - 1, 0)).astype(jnp.int64)
     # 2. Their keys, found side by side as if there were twice as many groups.
-    twice = Rows(
-        jnp.concatenate([sample.keys, sample.keys]),
-        [*sample.groups, *(group + number for group in sample.groups)],
-    )
+    twin = Rows(sample.keys, [group + number for group in sample.groups])
     ends = search(
-        counter([twice], shards),
-        ranks,
-        Bracket.around_all(n.astype(jnp.int64), dtype),
+        counter([sample, twin], shards),
+        Bracket.around_all(n.astype(jnp.int64), ranks, dtype),
         lambda bracket: bracket.open() & (bracket.inside() > deviation / 4),
     )
     second, third = ends.low[:number], ends.high[number:]
@@ -114,20 +120,16 @@ def first_probes(
     return jnp.stack([first, second, third, fourth], axis=1)
 
 
-def _reached(keys: jax.Array, probes: jax.Array) -> jax.Array:
-    """Returns how many keys of each row reach each probe of that row, in one read."""
-    return row_sums(*(keys >= probe[:, None] for probe in probes.T))
-
-
-def _spread(matrix: jax.Array, groups: int, stride: int) -> jax.Array:
+def _spread(vector: jax.Array, groups: int, stride: int) -> jax.Array:
     """Returns about every so-many-th number of each group; every one if that is 1.
 
     Rows first: on TPU all rows that are left are copied into another layout.
     """
     rows_apart = min(max(stride // STRIDE, 1), 16)
-    matrix = matrix.reshape(groups, -1, ROW)[:, ::rows_apart]
+    rows = matrix(vector).reshape(groups, -1, ROW)
+    rows = lax.slice_in_dim(rows, 0, None, rows_apart, axis=1)
     # Odd, or it would be the same columns of every row.
     stride = stride // rows_apart | 1
     if groups == 1:  # a vector, or XLA for TPU may run out of memory
-        return matrix.reshape(-1)[::stride].reshape(1, -1)
-    return matrix.reshape(groups, -1)[:, ::stride]
+        return lax.slice_in_dim(rows.reshape(-1), 0, None, stride).reshape(1, -1)
+    return lax.slice_in_dim(rows.reshape(groups, -1), 0, None, stride, axis=1)

@@ -225,6 +225,7 @@ DISTRIBUTIONS = {
     "all equal but one": lambda _: np.append(np.ones(N_LARGE - 1), 1 + 2**-7),
     "all equal but a smaller one": lambda _: np.append(np.ones(N_LARGE - 1), 0.5),
     "zero but one": lambda _: np.append(np.zeros(N_LARGE - 1), 1.0),
+    "NaN beyond the fraction": lambda rng: rng.choice([1.0, -3.0, np.nan], N_LARGE),
     "neighbours in the last bit": lambda rng: 1 + 2**-7 * rng.integers(0, 4, N_LARGE),
 }
 
@@ -268,7 +269,7 @@ def test_small_leaves_are_concatenated_in_steps(rng):
         for e in equations_of_the_search(leaves, "global")
         if e.primitive.name == "concatenate"
     ]
-    assert max(operands) == most
+    assert max(operands) <= most
     clip = optax_clip.clip_top_k_coordinates(0.1)
     clipped, _ = jax.jit(clip.update)(leaves, clip.init(leaves))
     tau = np.sort(np.abs(np.concatenate(leaves)))[-1 - int(0.1 * 200 * len(leaves))]
