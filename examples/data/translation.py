@@ -2,6 +2,7 @@
 
     committed_split() / libreoffice_split() / file_split(path, seed)
         / opus_books_split(seed) -> Split(train, valid) of Pair
+    libreoffice_parts() -> Parts(translated, untranslated, valid) of Pair
         -> tokenise(pairs, vocabulary, max_length) -> Tokenised(arrays, dropped)
 
 `batching.batch_at` takes batches from the arrays.
@@ -43,6 +44,14 @@ class Split(NamedTuple):
     valid: list[Pair]
 
 
+class Parts(NamedTuple):
+    """LibreOffice's help by what is done with it; every page is in one part only."""
+
+    translated: list[Pair]  # for a pretraining that is to learn translation
+    untranslated: list[Pair]  # for a fine-tuning on pairs that are new to it
+    valid: list[Pair]
+
+
 class Tokenised(NamedTuple):
     """Arrays "source" and "target", padded with 0, and how many pairs were too long."""
 
@@ -58,6 +67,16 @@ def committed_split() -> Split:
 def libreoffice_split() -> Split:
     """The pairs of LibreOffice's help; one page in sixteen is held out as a whole."""
     return _committed(LIBREOFFICE, is_one_in_sixteen)
+
+
+def libreoffice_parts() -> Parts:
+    """The same pairs; a third of the training pages is kept for fine-tuning."""
+    train, valid = libreoffice_split()
+    parts = Parts([], [], valid)
+    for pair in train:
+        kept = hashlib.sha256(pair.origin.encode()).digest()[1] % 3 == 0
+        (parts.untranslated if kept else parts.translated).append(pair)
+    return parts
 
 
 def is_one_in_sixteen(origin: str) -> bool:
