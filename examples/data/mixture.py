@@ -1,4 +1,4 @@
-"""T5's mixture of objectives: spans to fill in and sentences to translate, in one batch.
+"""T5's mixture: spans to fill in and sentences to translate, in one batch.
 
     buckets = bucketed(pairs, vocabulary)
     batch = {"spans": span_corruption.batch_at(...),
