@@ -106,16 +106,20 @@ def opus_books_split(seed: int) -> Split:
     return Split(train=pairs[:_OPUS_TRAIN], valid=pairs[_OPUS_TRAIN:])
 
 
+def blank_lines(path: Path) -> int:
+    """How many lines of a user's file `read_tsv` skips."""
+    return sum(_is_blank(line) for line in _lines(path))
+
+
 def read_tsv(path: Path) -> list[Pair]:
-    """Reads English<TAB>French lines; a bad line is an error that names it."""
+    """Reads English<TAB>French lines; blank ones are skipped, a bad one is an error."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: expected a file of English<TAB>French lines, found no such file."
         )
-    # Split bytes: str.splitlines would break lines at U+2028 and friends, too.
-    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
-    parsed = [_parse(line) for line in lines]
-    bad = [(n, row) for n, row in enumerate(parsed, start=1) if isinstance(row, str)]
+    lines = enumerate(_lines(path), start=1)
+    parsed = {number: _parse(line) for number, line in lines if not _is_blank(line)}
+    bad = [(n, row) for n, row in parsed.items() if isinstance(row, str)]
     if bad:
         number, found = bad[0]
         others = f"; bad lines in all: {len(bad)}" if len(bad) > 1 else ""
@@ -125,7 +129,7 @@ def read_tsv(path: Path) -> list[Pair]:
         )
     if len(parsed) < 2:
         raise ValueError(f"{path}: expected at least 2 pairs (train and validation).")
-    columns = [row for row in parsed if isinstance(row, tuple)]
+    columns = [row for row in parsed.values() if isinstance(row, tuple)]
     return [Pair(english, french, path.name) for english, french in columns]
 
 
@@ -160,6 +164,15 @@ def _committed(paths: tuple[Path, ...], held_out: Callable[[str], bool]) -> Spli
         part = split.valid if held_out(origin) else split.train
         part.append(Pair(english, french, origin))
     return split
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Of bytes: str.splitlines would break lines at U+2028 and friends, too."""
+    return path.read_bytes().removesuffix(b"\n").split(b"\n")
+
+
+def _is_blank(line: bytes) -> bool:
+    return not line.strip(b" \r")
 
 
 def _read_xz(path: Path) -> list[str]:

@@ -2,9 +2,9 @@
 
 `python -m examples.pretrain geometry --folder FOLDER` writes FOLDER/geometry.json. The
 weights of a trained T5 are 8 to 23 times as large as at the start, because its updates
-are relative to them; how far optimizers differ depends on it. Where the surface is jagged
-at a scale far below a step, the second derivative at a point says nothing about the step:
-here the one is beside the other.
+are relative to them; how far optimizers differ depends on it. Where the surface is
+jagged at a scale far below a step, the second derivative at a point says nothing about
+the step: here the one is beside the other.
 """
 
 import functools

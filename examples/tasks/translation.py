@@ -121,6 +121,9 @@ def _split(settings: TranslationSettings) -> translation.Split:
         return translation.file_split(settings.pairs, settings.seed)
     if settings.dataset == "libreoffice":
         return translation.libreoffice_split()
+    if settings.dataset == "libreoffice_untranslated":
+        parts = translation.libreoffice_parts()
+        return translation.Split(parts.untranslated, parts.valid)
     if settings.dataset == "opus_books":
         return translation.opus_books_split(settings.seed)
     return translation.committed_split()
