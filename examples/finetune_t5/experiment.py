@@ -1,9 +1,10 @@
 """Fine-tunes a T5 on English-French: `python -m examples.finetune_t5` (the main job).
 
-One checkpoint, the same batches, three optimizers: SGD, SGD with 5 % of the coordinates
-clipped, and Adam, each at the learning rate that `examples.finetune_t5.sweep` found.
-Along SGD's trajectory the paper's seven optimizers make pseudo-updates, and their
-directional sharpness is measured. Everything goes to runs/finetune_t5; interrupted, it
+One checkpoint, the same batches, several optimizers: SGD as it is, SGD with 5 % of the
+coordinates clipped, and Adam, each at the learning rate that
+`examples.finetune_t5.sweep` found with another seed. Along SGD's trajectory the paper's
+seven optimizers make pseudo-updates, and their directional sharpness is measured.
+Everything goes to runs/finetune_t5; interrupted, it
 goes on with --resume, to the same numbers.
 """
 
@@ -16,6 +17,7 @@ import optax
 import tyro
 
 import optax_clip
+from examples.data import translation
 from examples.finetune_t5 import report
 from examples.finetune_t5.measurements import TRAJECTORY, Instruments
 from examples.lab import command_line, files, log, run_folder, training
@@ -53,16 +55,19 @@ class Settings:
     """Pairs in each step's batch."""
     max_length: int = 40
     """Longest source and target in tokens; longer pairs are dropped."""
+    evaluations: int = 10
+    """How often, evenly spaced, to take the validation loss."""
     measurements: int = 3
-    """How often, evenly spaced, to take the validation loss and the sharpness."""
+    """How often, evenly spaced, to measure the sharpness."""
     measured_batches: int = 2
     """Size, in batches, of the fixed sample of training pairs for the sharpness."""
     held_out: int = 256
-    """Held-out pairs in the validation loss; a quarter of them is translated."""
+    """Held-out pairs, which are translated at the start and at the end."""
     init: str = "examples/checkpoints/t5-enfr-small"
     """A folder with a T5 in the Hugging Face layout, or a name on the hub."""
-    dataset: Literal["en_fr", "opus_books"] = "en_fr"
-    """The committed pairs, or the papers' data from the Hugging Face hub."""
+    dataset: Literal["en_fr", "libreoffice_untranslated", "opus_books"] = "en_fr"
+    """Dialogues of two games, those pages of LibreOffice's help that no pretraining
+    translated, or the papers' data from the Hugging Face hub."""
     pairs: Path | None = None
     """A file of English<TAB>French lines, instead of the dataset."""
     seed: int = 0
@@ -87,12 +92,24 @@ class Settings:
         fields = dataclasses.asdict(self)
         for name in ("run", "save_every", "resume"):
             del fields[name]
-        return fields
+        return fields | {"pairs": self.pairs and str(self.pairs)}
 
     def training(self) -> dict[str, Any]:
         """What the best learning rate depends on."""
-        fields = dataclasses.asdict(self)
+        fields = self.decisive()
         return {name: fields[name] for name in _TRAINING}
+
+    def evaluated_at(self) -> set[int]:
+        """The numbers of updates after which the validation loss is taken."""
+        return {0, *_evenly(self.evaluations, self.steps), *self.measured_at()}
+
+    def measured_at(self) -> set[int]:
+        """The numbers of updates after which the sharpness is measured."""
+        return set(_evenly(self.measurements, self.steps))
+
+
+def _evenly(count: int, steps: int) -> list[int]:
+    return [max(1, round(steps * (i + 1) / count)) for i in range(count)]
 
 
 _TRAINING = (
@@ -103,7 +120,6 @@ _TRAINING = (
     "init",
     "dataset",
     "pairs",
-    "seed",
 )
 
 
@@ -126,10 +142,14 @@ def main(
 ) -> None:
     """Fine-tunes with each optimizer, measures along the way, reports."""
     print(describe(settings, task), flush=True)
-    instruments = Instruments(task, settings.measured_batches)
+    instruments = Instruments(task, settings.measured_batches, settings.measured_at())
+    start = settings.run / "start.json"
+    if not start.is_file():
+        files.write_json(start, instruments.translate(task.params))
     for name, rate in rates.items():
         fine_tune(settings, task, instruments, name, rate)
-    report.summarise(settings.run, list(rates), task.counts())
+    blank = translation.blank_lines(settings.pairs) if settings.pairs else 0
+    report.summarise(settings.run, list(rates), task.counts() | {"blank": blank})
     report.write(settings.run)
     report.show(settings.run)
 
@@ -165,7 +185,7 @@ def fine_tune(
             # Those of the optimizer itself, not of the pseudo-updates.
             observe=_clip_metrics if is_clipped(name) else None,
             evaluate=instruments.evaluate,
-            evaluate_every=-(-settings.steps // settings.measurements),
+            evaluate_at=settings.evaluated_at(),
             save_every=settings.save_every,
             label=name,
         )
@@ -188,11 +208,13 @@ def fine_tune(
 def describe(settings: Settings, task: TranslationTask) -> str:
     """What is about to happen, for people."""
     counts = task.counts()
+    blank = translation.blank_lines(settings.pairs) if settings.pairs else 0
+    skipped = f"{blank:,} blank lines of {settings.pairs} skipped. " if blank else ""
     return (
         f"{settings.init}: {optax.tree.size(task.params):,} parameters; "
         f"{counts['train']:,} pairs to train on, {counts['dropped']:,} of more than "
         f"{settings.max_length} tokens dropped, {counts['held_out']:,} held out. "
-        f"Results go to {settings.run}."
+        f"{skipped}Results go to {settings.run}."
         + ("" if settings.learning_rate else tuning_note(settings.training()))
     )
 

@@ -7,7 +7,7 @@
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -28,8 +28,10 @@ TRAJECTORY = "sgd"
 class Instruments:
     """Compiled once, used for every optimizer of a run."""
 
-    def __init__(self, task: TranslationTask, measured_batches: int) -> None:
-        self.task = task
+    def __init__(
+        self, task: TranslationTask, measured_batches: int, measured_at: Container[int]
+    ) -> None:
+        self.task, self.measured_at = task, measured_at
         self.batch = task.fixed_batch(task.batch_size * measured_batches)
         stream = {"microbatches": measured_batches, "weight": task.weight}
         self._loss = jax.jit(task.eval_loss)
@@ -41,7 +43,7 @@ class Instruments:
     def evaluate(self, step: int, state: TrainState) -> Metrics:
         """The validation loss and, where there are pseudo-updates, their sharpness."""
         metrics: dict[str, Any] = {"valid_loss": self.validation_loss(state.params)}
-        if step and pseudo_directions(state):
+        if step in self.measured_at and pseudo_directions(state):
             metrics["sharpness"] = self.sharpness(state)
         return metrics
 
@@ -75,15 +77,10 @@ class Instruments:
         }
 
     def translate(self, params: t5.Params) -> dict[str, Any]:
-        """Greedy translations of a quarter of the held-out pairs, and their chrF."""
-        rows = slice(None, None, 4)
-        pairs = self.task.held_out[rows]
-        ids = _decode(
-            self.task.graphdef,
-            params,
-            self.task.held_out_arrays["source"][rows],
-            self.task.held_out_arrays["target"].shape[1],
-        )
+        """Greedy translations of the held-out pairs, and their chrF."""
+        pairs, arrays = self.task.held_out, self.task.held_out_arrays
+        length = arrays["target"].shape[1]
+        ids = _decode(self.task.graphdef, params, arrays["source"], length)
         translations = self.task.words.decode(np.asarray(ids).tolist())
         references = [pair.french for pair in pairs]
         return {

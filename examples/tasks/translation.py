@@ -14,6 +14,7 @@ from examples.tasks.task import Task, TaskSettings
 
 # Embedding tables may be padded; t5-small's has 28 rows more than its words need.
 _SPARE_ROWS = 127
+_CHECKOUT = Path(__file__).parents[2]
 
 
 class TranslationSettings(TaskSettings, Protocol):
@@ -70,7 +71,7 @@ def load_translation(settings: TranslationSettings) -> TranslationTask:
         ValueError, OSError, ImportError, RuntimeError: something is missing or does not
             fit, said in one sentence.
     """
-    folder = huggingface.local_folder(settings.init)
+    folder = huggingface.local_folder(_path(settings.init))
     config, graphdef, params = huggingface.load(folder)
     words, spiece = _vocabulary(folder, config.vocab_size)
     split = _split(settings)
@@ -98,6 +99,12 @@ def load_translation(settings: TranslationSettings) -> TranslationTask:
         batch_size=settings.batch_size,
         seed=settings.seed,
     )
+
+
+def _path(init: str) -> str:
+    """A committed checkpoint is found from every working directory."""
+    committed = _CHECKOUT / init
+    return str(committed) if committed.is_dir() and not Path(init).exists() else init
 
 
 def _vocabulary(folder: Path, rows: int) -> tuple[vocabulary.Vocabulary, Path]:

@@ -76,7 +76,7 @@ def test_blank_lines_are_skipped_and_counted(tmp_path):
     assert [pair[:2] for pair in translation.read_tsv(path)] == [("a", "b"), ("c", "d")]
     assert translation.blank_lines(path) == 3
     path.write_bytes(b"a\tb\n\nbad\n")
-    with pytest.raises(ValueError, match="line 3: .* got 1 column"):
+    with pytest.raises(ValueError, match=r"line 3: .* got 1 column"):
         translation.read_tsv(path)
 
 

@@ -1,0 +1,141 @@
+"""The tables of a fine-tuning run, made from its summary."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from examples.finetune_t5 import progress
+from examples.lab.optimizers import label
+from examples.lab.sweep import TAIL
+from examples.lab.tables import Table
+
+Summary = Mapping[str, Any]
+
+
+def optimizers(summary: Summary) -> Table:
+    """What each optimizer reached, below what the checkpoint is at the start."""
+    settings = summary["settings"]
+    curves = {k: row["valid_losses"] for k, row in summary["optimizers"].items()}
+    steps = progress.to_the_end_of_sgd(curves)
+    rows = [_start(summary)]
+    for name, row in summary["optimizers"].items():
+        diverged = row["diverged"] is not None
+        rows.append(
+            [
+                label(name, settings["fraction"]),
+                _number(row["learning_rate"], ".3g", "relative"),
+                "diverged" if diverged else _number(row["train_loss"], ".3f"),
+                _number(row.get("valid_loss"), ".3f"),
+                _number(row.get("chrf"), ".1f"),
+                _number(steps.get(name), ".1f"),
+                f"{row['state_bytes'] / 1e6:.1f} MB",
+                _number(row["clipped_fraction"], ".1%"),
+            ]
+        )
+    return Table(
+        f"{settings['steps']} steps of {settings['batch_size']} pairs; training loss: "
+        f"mean of the last {min(TAIL, settings['steps'])} steps",
+        [
+            "optimizer",
+            "learning rate",
+            "training loss",
+            "validation loss",
+            "chrF",
+            "steps to SGD's lowest validation loss",
+            "state",
+            "clipped",
+        ],
+        rows,
+    )
+
+
+def seeds(summary: Summary) -> Table:
+    """The same trainings with several seeds, and how far each covers SGD to Adam."""
+    fraction, runs = summary["settings"]["fraction"], summary["seeds"]
+    by_seed: dict[int, dict[str, Any]] = {}
+    for run in runs:
+        by_seed.setdefault(run["seed"], {})[run["optimizer"]] = run
+    rows = []
+    for name in dict.fromkeys(run["optimizer"] for run in runs):
+        own = [named[name] for named in by_seed.values() if name in named]
+        steps = [
+            progress.to_the_end_of_sgd({k: r["valid_losses"] for k, r in named.items()})
+            for named in by_seed.values()
+        ]
+        rows.append(
+            [
+                label(name, fraction),
+                _each(run["loss"] for run in own),
+                _each(run["valid_losses"][-1][1] for run in own),
+                _each((run["chrf"] for run in own), ".1f"),
+                _each((one.get(name) for one in steps), ".1f"),
+                _each((progress.covered(one, name) for one in steps), ".0%"),
+            ]
+        )
+    return Table(
+        f"Seeds {', '.join(map(str, by_seed))}, one after the other",
+        [
+            "optimizer",
+            "training loss",
+            "validation loss",
+            "chrF",
+            "steps to SGD's lowest validation loss",
+            "of the way from SGD to Adam",
+        ],
+        rows,
+    )
+
+
+def sharpness(summary: Summary) -> Table:
+    fraction, rows = summary["settings"]["fraction"], summary["sharpness"]
+    count = len(next(iter(rows.values()))["ratios"])
+    columns = {
+        "ratio": "ratio to SGD",
+        "sharpness": "sharpness",
+        "slope": "slope",
+        "newton_step": "Newton step",
+        "predicted_decrease": "predicted decrease",
+        "lowest_step": "lowest step of a scan",
+        "scanned_decrease": "decrease there",
+    }
+    return Table(
+        "Directional sharpness along SGD's trajectory: mean ratio to SGD of "
+        f"{count} measurement{'s' if count > 1 else ''}; the other columns: at the end",
+        ["direction", *columns.values()],
+        [
+            [label(name, fraction), *(_number(row.get(key), ".3g") for key in columns)]
+            for name, row in rows.items()
+        ],
+    )
+
+
+def translations(summary: Summary) -> list[Table]:
+    """A few held-out sentences, evenly from all, in every optimizer's translation."""
+    fraction = summary["settings"]["fraction"]
+    texts = {
+        label(name, fraction): row["translations"]
+        for name, row in summary["optimizers"].items()
+        if row["diverged"] is None
+    }
+    found = []
+    for number, source in enumerate(next(iter(texts.values()), [])):
+        before = summary["start"]["translations"][number]["translation"]
+        rows = [["reference", source["reference"]], ["before", before]]
+        rows += [[who, shown[number]["translation"]] for who, shown in texts.items()]
+        found.append(Table(f"“{source['english']}”", ["", ""], rows))
+    return found
+
+
+def _start(summary: Summary) -> list[str]:
+    """The checkpoint's row."""
+    curves = [row["valid_losses"] for row in summary["optimizers"].values()]
+    first = next((curve[0][1] for curve in curves if curve), None)
+    chrf = _number(summary["start"]["chrf"], ".1f")
+    return ["before", "-", "-", _number(first, ".3f"), chrf, "-", "-", "-"]
+
+
+def _each(values: Iterable[float | None], spec: str = ".3f") -> str:
+    return ", ".join(_number(value, spec) for value in values)
+
+
+def _number(value: float | None, spec: str, missing: str = "-") -> str:
+    return missing if value is None else f"{value:{spec}}"
