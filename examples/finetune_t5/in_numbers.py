@@ -16,7 +16,7 @@ def optimizers(summary: Summary) -> Table:
     settings = summary["settings"]
     curves = {k: row["valid_losses"] for k, row in summary["optimizers"].items()}
     steps = progress.to_the_end_of_sgd(curves)
-    rows = [_start(summary)]
+    rows = [_start(summary)] if summary["start"] else []
     for name, row in summary["optimizers"].items():
         diverged = row["diverged"] is not None
         rows.append(
@@ -118,8 +118,10 @@ def translations(summary: Summary) -> list[Table]:
     }
     found = []
     for number, source in enumerate(next(iter(texts.values()), [])):
-        before = summary["start"]["translations"][number]["translation"]
-        rows = [["reference", source["reference"]], ["before", before]]
+        rows = [["reference", source["reference"]]]
+        if summary["start"]:
+            before = summary["start"]["translations"][number]["translation"]
+            rows.append(["before", before])
         rows += [[who, shown[number]["translation"]] for who, shown in texts.items()]
         found.append(Table(f"“{source['english']}”", ["", ""], rows))
     return found

@@ -49,7 +49,8 @@ def summarise(run: Path, names: Sequence[str], pairs: Mapping[str, int]) -> Row:
 def read(run: Path) -> Row:
     """The summary of a run, and the seeds that `examples.finetune_t5.seeds` added."""
     seeds = files.read_lines(run / "seeds.jsonl")
-    return run_folder.read_summary(run) | {"seeds": seeds}
+    # Runs of before have not translated at the start.
+    return {"start": None, **run_folder.read_summary(run), "seeds": seeds}
 
 
 def write(run: Path) -> list[Path]:
@@ -89,9 +90,10 @@ def _introduction(summary: Row) -> str:
     pairs, fraction = summary["pairs"], summary["settings"]["fraction"]
     sentences = [
         f"{pairs['train']:,} pairs to train on, {pairs['held_out']:,} held out, from "
-        f"`{summary['settings']['init']}`, whose translations of those have chrF "
-        f"{summary['start']['chrf']:.1f} before."
+        f"`{summary['settings']['init']}`."
     ]
+    if start := summary["start"]:
+        sentences.append(f"Before, its translations have chrF {start['chrf']:.1f}.")
     if blank := pairs.get("blank"):
         sentences.append(f"{blank:,} blank lines were skipped.")
     sentences += [

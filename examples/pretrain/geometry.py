@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import optax_clip
 from examples.data import translation, vocabulary
@@ -35,6 +36,7 @@ RELEASED = {
     "feed-forward input": "7 to 26",
     "feed-forward output": "17 to 23",
 }
+LABELS = {"sgd": "SGD", "clipped_sgd": "SGD, 5 % clipped"}
 DISTANCES = (1e-3, 1e-2, 1e-1)
 _FRACTION = 0.05
 _MAX_LENGTH = 40
@@ -50,18 +52,33 @@ def main(folder: Path, pairs: int = 64, moments: int = 3, seed: int = 0) -> None
         seed: of the batches.
     """
     with command_line.refusals("pretrain.geometry"):
-        config, graphdef, params = huggingface.load(folder)
-        part = translation.libreoffice_parts().untranslated
-        rows = translation.tokenise(part, vocabulary.load(), _MAX_LENGTH).arrays
+        loaded = huggingface.load(folder)
+    write(folder, measure(*loaded, pairs, moments, seed))
+    print(f"{folder / 'geometry.json'}: growth of weights, curvature along SGD")
+
+
+def measure(
+    config: t5.T5Config,
+    graphdef: nnx.GraphDef,
+    params: t5.Params,
+    pairs: int = 64,
+    moments: int = 3,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What geometry.json holds."""
+    part = translation.libreoffice_parts().untranslated
+    rows = translation.tokenise(part, vocabulary.load(), _MAX_LENGTH).arrays
     _, initial = t5.init(config, seed)
     loss = t5.make_loss(graphdef, config)
-    content = {
+    return {
         "pairs": pairs,
         "growth": growth(params, initial),
         "moments": list(curvatures(loss, params, rows, pairs, moments, seed)),
     }
-    write_json(folder / "geometry.json", content)
-    print(f"{folder / 'geometry.json'}: growth of weights, curvature along SGD")
+
+
+def write(folder: Path, measured: Mapping[str, Any]) -> None:
+    write_json(folder / "geometry.json", measured)
 
 
 def growth(params: t5.Params, initial: t5.Params) -> dict[str, dict[str, float]]:
@@ -126,14 +143,6 @@ def kind(path: Sequence[Any]) -> str:
     return {"embed": "embedding", "output": "attention output"}.get(
         names[-2], names[-2]
     )
-
-
-def table(content: Mapping[str, Any]) -> list[list[str]]:
-    """Kind, RMS, growth, and the growth of the released t5-v1_1-small."""
-    return [
-        [name, f"{row['rms']:.3g}", f"{row['growth']:.2f}", RELEASED.get(name, "-")]
-        for name, row in content["growth"].items()
-    ]
 
 
 def _by_kind(params: t5.Params) -> dict[str, float]:

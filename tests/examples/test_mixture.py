@@ -1,5 +1,7 @@
 """The mixture that a T5 is pretrained on: its batches, its loss, its optimizer."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from examples.data import mixture, translation, vocabulary
 from examples.models import t5
-from examples.pretrain import t5_mixture
+from examples.pretrain import geometry, t5_mixture
 
 TOKENS = 144
 
@@ -141,3 +143,64 @@ def test_the_rate_is_held_and_then_falls_linearly():
     expected = [0.015, 0.03, 0.03, 0.0165, 0.003, 0.003]
     found = [float(schedule(step)) for step in steps]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+TINY = {
+    "steps": 4,
+    "target_tokens": TOKENS,
+    "windows": 2,
+    "d_model": 8,
+    "d_kv": 4,
+    "num_heads": 2,
+    "d_ff": 16,
+    "num_layers": 1,
+}
+
+
+@pytest.mark.slow
+def test_the_pretraining_ends_with_weights_and_a_card_and_resumes(tmp_path):
+    settings = t5_mixture.Settings(**TINY)
+    run, out = tmp_path / "run", tmp_path / "out"
+    t5_mixture.main(settings, run, out)
+    weights = (out / "model.safetensors").read_bytes()
+    card = (out / "README.md").read_text()
+    assert "| embedding | " in card
+    assert "chrF before any fine-tuning" in card
+    assert card.count("SGD, 5 % clipped |") == 3
+    heads = (out / "loss.csv").read_text().splitlines()[0]
+    assert heads == "step,train_loss,held_out_loss,held_out_span_loss"
+    measured = json.loads((out / "geometry.json").read_text())
+    kinds = {"embedding", "query", "key", "value", "attention output", "norm gain"}
+    assert set(measured["growth"]) >= kinds | set(geometry.RELEASED)
+    assert all(0.5 < row["growth"] < 2 for row in measured["growth"].values())
+    t5_mixture.main(settings, run, out, resume=True)
+    assert (out / "model.safetensors").read_bytes() == weights
+
+
+def test_an_impossible_pretraining_is_refused_before_it_claims_a_folder(tmp_path):
+    for impossible, reason in (
+        ({"target_tokens": 10**7}, "expected pairs for at least one batch"),
+        ({"windows": 10**6}, "expected at least one batch of"),
+        ({"steps": 0}, "--settings.steps must be at least 1; got 0"),
+    ):
+        settings = t5_mixture.Settings(**impossible)
+        with pytest.raises(SystemExit, match=f"pretrain.t5-mixture: .*{reason}"):
+            t5_mixture.main(settings, tmp_path / "run", tmp_path / "out")
+        assert not (tmp_path / "run").exists()
+
+
+def test_curvature_at_a_point_and_over_a_distance_agree_on_a_parabola():
+    rows = {"x": np.arange(8.0, dtype=np.float32)[:, None]}
+    diagonal = jnp.array([3.0, 1.0])
+
+    def loss(params, batch):
+        return 0.5 * (diagonal * params["w"] ** 2).sum() + 0.0 * batch["x"].sum()
+
+    params = {"w": jnp.array([1.0, 2.0])}
+    found = list(geometry.curvatures(loss, params, rows, size=2, moments=1, seed=0))
+    gradient = diagonal * params["w"]
+    expected = float((diagonal * gradient**2).sum() / (gradient**2).sum())
+    assert [row["direction"] for row in found] == ["sgd", "clipped_sgd"]
+    assert found[0]["point"] == pytest.approx(expected)
+    assert found[0]["distances"]["0.1"] == pytest.approx(expected, rel=1e-4)
+    assert found[0]["direction_norm"] == pytest.approx(float(jnp.linalg.norm(gradient)))
