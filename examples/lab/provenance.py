@@ -29,11 +29,26 @@ LAST_COMMIT_WITHOUT_SESSIONS = "b6b5321"
 def session() -> Session:
     """This process, for a run folder."""
     return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": shlex.join(["python", *map(portable, sys.orig_argv[1:])]),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "made_with": made_with(),
     }
+
+
+def portable(word: str) -> str:
+    """An argument without the folders of this machine, which mean nothing elsewhere.
+
+    A path below the working directory becomes a relative one, any other absolute path
+    its last part.
+    """
+    option, equals, value = word.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return word
+    below = path.is_relative_to(Path.cwd())
+    short = path.relative_to(Path.cwd()) if below else path.name
+    return f"{option}{equals}{short}"
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from examples.lab import log, run_folder, training
+from examples.lab import log, provenance, run_folder, training
 from examples.pretrain import t5 as pretrain_t5
 
 ROOT = Path(__file__).parents[2]
@@ -329,6 +329,18 @@ def test_settings_tell_what_made_the_numbers_in_every_session(tmp_path):
         assert session.keys() == {"command", "commit", "date", "made_with"}
         assert session["made_with"]["jax"] == jax.__version__
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", session["date"])
+
+
+def test_recorded_arguments_leave_out_the_folders_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = {
+        "--run": "--run",
+        "runs/one": "runs/one",
+        f"{tmp_path}/runs/one": "runs/one",
+        f"--run={tmp_path}/runs/one": "--run=runs/one",
+        "/somewhere/else/pairs.tsv": "pairs.tsv",
+    }
+    assert {word: provenance.portable(word) for word in words} == words
 
 
 def test_a_run_of_before_sessions_says_which_commit_reads_it(tmp_path):
