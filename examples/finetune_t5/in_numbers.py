@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from examples.finetune_t5 import progress
 from examples.lab.optimizers import label
 from examples.lab.sweep import TAIL
@@ -14,8 +16,7 @@ Summary = Mapping[str, Any]
 def optimizers(summary: Summary) -> Table:
     """What each optimizer reached, below what the checkpoint is at the start."""
     settings = summary["settings"]
-    curves = {k: row["valid_losses"] for k, row in summary["optimizers"].items()}
-    steps = progress.to_the_end_of_sgd(curves)
+    steps = _steps(summary["optimizers"])
     rows = [_start(summary)] if summary["start"] else []
     for name, row in summary["optimizers"].items():
         diverged = row["diverged"] is not None
@@ -51,16 +52,11 @@ def optimizers(summary: Summary) -> Table:
 def seeds(summary: Summary) -> Table:
     """The same trainings with several seeds, and how far each covers SGD to Adam."""
     fraction, runs = summary["settings"]["fraction"], summary["seeds"]
-    by_seed: dict[int, dict[str, Any]] = {}
-    for run in runs:
-        by_seed.setdefault(run["seed"], {})[run["optimizer"]] = run
+    by_seed = _by_seed(runs)
+    steps = [_steps(named) for named in by_seed.values()]
     rows = []
     for name in dict.fromkeys(run["optimizer"] for run in runs):
         own = [named[name] for named in by_seed.values() if name in named]
-        steps = [
-            progress.to_the_end_of_sgd({k: r["valid_losses"] for k, r in named.items()})
-            for named in by_seed.values()
-        ]
         rows.append(
             [
                 label(name, fraction),
@@ -83,6 +79,30 @@ def seeds(summary: Summary) -> Table:
         ],
         rows,
     )
+
+
+def in_one_row(summary: Summary) -> list[str]:
+    """Effect, numbers, seeds and what did not hold, for a table of all results."""
+    fraction = summary["settings"]["fraction"]
+    by_seed = _by_seed(summary["seeds"])
+    compared = "clipped_sgd", "adam"
+    differences = [
+        f"{label(name, fraction)} {np.mean(found):+.3f}"
+        for name in compared
+        if (found := _minus_sgd(by_seed, name))
+    ]
+    chrf = [named["adam"]["chrf"] for named in by_seed.values() if "adam" in named]
+    covered = [
+        progress.covered(_steps(named), "clipped_sgd") for named in by_seed.values()
+    ]
+    return [
+        "validation loss minus SGD's, T5 that translates, pairs new to it",
+        f"{', '.join(differences)}; chrF {summary['start']['chrf']:.1f}, after Adam "
+        f"{np.mean(chrf):.1f}",
+        f"{len(by_seed)} seeds",
+        f"clipped SGD covers {_each(covered, '.0%')} of the way from SGD to Adam "
+        "in steps",
+    ]
 
 
 def sharpness(summary: Summary) -> Table:
@@ -133,6 +153,28 @@ def _start(summary: Summary) -> list[str]:
     first = next((curve[0][1] for curve in curves if curve), None)
     chrf = _number(summary["start"]["chrf"], ".1f")
     return ["before", "-", "-", _number(first, ".3f"), chrf, "-", "-", "-"]
+
+
+def _by_seed(runs: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    by_seed: dict[int, dict[str, Any]] = {}
+    for run in runs:
+        by_seed.setdefault(run["seed"], {})[run["optimizer"]] = run
+    return by_seed
+
+
+def _steps(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    curves = {name: row["valid_losses"] for name, row in rows.items()}
+    return progress.to_the_end_of_sgd(curves)
+
+
+def _minus_sgd(by_seed: Mapping[int, Mapping[str, Any]], name: str) -> list[float]:
+    """The last validation loss minus that of SGD with the same seed."""
+    return [
+        named[name]["valid_losses"][-1][1] - named["sgd"]["valid_losses"][-1][1]
+        for named in by_seed.values()
+        if {name, "sgd"} <= set(named)
+        and None not in (named[name]["loss"], named["sgd"]["loss"])
+    ]
 
 
 def _each(values: Iterable[float | None], spec: str = ".3f") -> str:
