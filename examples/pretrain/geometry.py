@@ -23,6 +23,7 @@ from examples.data.batching import Arrays, batch_at
 from examples.lab import command_line
 from examples.lab.files import write_json
 from examples.models import huggingface, t5
+from examples.pretrain import shrinking
 from optax_clip import diagnostics
 
 # google/t5-v1_1-small as published, against the initialisation of Mesh TensorFlow: from
@@ -73,7 +74,13 @@ def measure(
     return {
         "pairs": pairs,
         "growth": growth(params, initial),
-        "moments": list(curvatures(loss, params, rows, pairs, moments, seed)),
+        **{
+            name: list(curvatures(loss, weights, rows, pairs, moments, seed))
+            for name, weights in {
+                "moments": params,
+                "shrunk": shrinking.shrunk(params, initial),
+            }.items()
+        },
     }
 
 

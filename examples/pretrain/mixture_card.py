@@ -60,7 +60,9 @@ updates the first layer's attention saturates.
 Sharpness of the direction of one batch of {geometry_pairs} pairs, on another, at a point
 (forward over reverse) and over distances (central differences of gradients), without
 momentum. Where the columns agree, the second derivative tells what a step of that length
-meets.
+meets. The shrunk weights are the same function: embedding, values and feed-forward inputs
+as large as at the initialisation, the factors behind them larger by as much. What differs
+between them and these weights is due to scale alone.
 
 {curvature}
 
@@ -151,15 +153,18 @@ def growth(measured: Mapping[str, Any]) -> Table:
 def curvature(measured: Mapping[str, Any]) -> Table:
     """The sharpness of every direction at a point, and over distances."""
     distances = list(measured["moments"][0]["distances"])
+    of = {"moments": "these weights", "shrunk": "shrunk ones"}
     rows = [
         [
+            of[weights],
             geometry.LABELS[row["direction"]],
             str(row["moment"]),
             f"{row['direction_norm']:.3g}",
             f"{row['point']:.4g}",
             *(f"{row['distances'][h]:.4g}" for h in distances),
         ]
-        for row in measured["moments"]
+        for weights in of
+        for row in measured[weights]
     ]
-    heads = ["direction", "batches", "its norm", "at a point"]
+    heads = ["weights", "direction", "batches", "its norm", "at a point"]
     return Table("Curvature", [*heads, *(f"over {h}" for h in distances)], rows)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from examples.data import mixture, translation, vocabulary
 from examples.models import t5
-from examples.pretrain import geometry, t5_mixture
+from examples.pretrain import geometry, shrinking, t5_mixture
 
 TOKENS = 144
 
@@ -166,7 +167,7 @@ def test_the_pretraining_ends_with_weights_and_a_card_and_resumes(tmp_path):
     card = (out / "README.md").read_text()
     assert "| embedding | " in card
     assert "chrF before any fine-tuning" in card
-    assert card.count("SGD, 5 % clipped |") == 3
+    assert card.count("SGD, 5 % clipped |") == 6
     heads = (out / "loss.csv").read_text().splitlines()[0]
     assert heads == "step,train_loss,held_out_loss,held_out_span_loss"
     measured = json.loads((out / "geometry.json").read_text())
@@ -204,3 +205,20 @@ def test_curvature_at_a_point_and_over_a_distance_agree_on_a_parabola():
     assert found[0]["point"] == pytest.approx(expected)
     assert found[0]["distances"]["0.1"] == pytest.approx(expected, rel=1e-4)
     assert found[0]["direction_norm"] == pytest.approx(float(jnp.linalg.norm(gradient)))
+
+
+def test_a_t5_with_shrunk_weights_is_the_same_function(rng):
+    config = t5.T5Config(
+        vocab_size=40, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_decoder_layers=2
+    )
+    graphdef, initial = t5.init(config, 0)
+    params = jax.tree.map(lambda x: x * rng.uniform(1.5, 4.0), t5.init(config, 1)[1])
+    small = shrinking.shrunk(params, initial)
+    model = [nnx.merge(graphdef, weights) for weights in (params, small)]
+    ids = jnp.asarray(rng.integers(2, 40, (3, 7)), jnp.int32)
+    logits = [one(ids, ids) for one in model]
+    np.testing.assert_allclose(*logits, rtol=2e-3, atol=2e-3)
+    before, after = (geometry.growth(weights, initial) for weights in (params, small))
+    for kind in ("embedding", "value", "feed-forward input"):
+        assert after[kind]["growth"] == pytest.approx(1, rel=0.05)
+    assert after["query"] == before["query"]
