@@ -1,11 +1,11 @@
 """Fine-tunes a T5 on English-French: `python -m examples.finetune_t5` (the main job).
 
-One checkpoint, the same batches, several optimizers: SGD as it is, SGD with 5 % of the
-coordinates clipped, and Adam, each at the learning rate that
-`examples.finetune_t5.sweep` found with another seed. Along SGD's trajectory the paper's
-seven optimizers make pseudo-updates, and their directional sharpness is measured.
-Everything goes to runs/finetune_t5; interrupted, it
-goes on with --resume, to the same numbers.
+One checkpoint that translates, a few hundred pairs that are new to it, and on the same
+batches SGD, SGD with the norm of its gradient clipped, SGD with 5 % of its coordinates
+clipped, and Adam, each at the rate that `examples.finetune_t5.sweep` found on other
+pairs. Along SGD's trajectory the paper's seven optimizers make pseudo-updates, and
+their directional sharpness is measured. Everything goes to runs/finetune_t5;
+interrupted, it goes on with --resume, to the same numbers.
 """
 
 import dataclasses
@@ -53,11 +53,13 @@ class Settings:
     steps: int = 200
     batch_size: int = 16
     """Pairs in each step's batch."""
+    train_pairs: int | None = None
+    """Train on so many of the pairs at most, which the seed chooses."""
     max_length: int = 40
     """Longest source and target in tokens; longer pairs are dropped."""
-    evaluations: int = 10
-    """How often, evenly spaced, to take the validation loss."""
-    measurements: int = 3
+    evaluations: int = 8
+    """How often, evenly spaced, to take the losses on all pairs."""
+    measurements: int = 2
     """How often, evenly spaced, to measure the sharpness."""
     measured_batches: int = 2
     """Size, in batches, of the fixed sample of training pairs for the sharpness."""
@@ -65,9 +67,9 @@ class Settings:
     """Held-out pairs, which are translated at the start and at the end."""
     init: str = "examples/checkpoints/t5-enfr-small"
     """A folder with a T5 in the Hugging Face layout, or a name on the hub."""
-    dataset: Literal["en_fr", "libreoffice_untranslated", "opus_books"] = "en_fr"
-    """Dialogues of two games, those pages of LibreOffice's help that no pretraining
-    translated, or the papers' data from the Hugging Face hub."""
+    dataset: Literal["libreoffice_untranslated", "en_fr", "opus_books"] = "en_fr"
+    """Pages of LibreOffice's help that the checkpoint's pretraining did not translate,
+    dialogues of two games, or the papers' data from the Hugging Face hub."""
     pairs: Path | None = None
     """A file of English<TAB>French lines, instead of the dataset."""
     seed: int = 0
@@ -83,7 +85,7 @@ class Settings:
         check_names(self.optimizer)
         check_fraction(self.fraction)
         check_rate(self.learning_rate)
-        if self.pairs and self.dataset != "en_fr":
+        if self.pairs and self.dataset != Settings.dataset:
             raise ValueError("--pairs and --dataset exclude each other: choose one.")
         run_folder.check_counts(self)
 
@@ -116,6 +118,7 @@ _TRAINING = (
     "fraction",
     "steps",
     "batch_size",
+    "train_pairs",
     "max_length",
     "init",
     "dataset",
@@ -123,11 +126,23 @@ _TRAINING = (
 )
 
 
+def load(settings: Settings) -> TranslationTask:
+    """The checkpoint and the pairs; where they do not do, says why in one sentence."""
+    task = load_translation(settings)
+    wanted = settings.train_pairs
+    if wanted is not None and wanted < settings.batch_size:
+        raise ValueError(
+            f"--train-pairs must be at least the batch size of {settings.batch_size}; "
+            f"got {wanted}."
+        )
+    return dataclasses.replace(task, train_pairs=wanted)
+
+
 def prepare(settings: Settings) -> tuple[TranslationTask, dict[str, float | None]]:
     """Everything that can be refused, before any work; claims the run folder last."""
     settings.check()
     rates = learning_rates(settings.optimizer, settings.learning_rate)
-    task = load_translation(settings)
+    task = load(settings)
     # Names may come to mean other files between a run and its continuation.
     identity = settings.decisive() | {
         "learning_rates": rates,

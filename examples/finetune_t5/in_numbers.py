@@ -25,6 +25,7 @@ def optimizers(summary: Summary) -> Table:
                 label(name, settings["fraction"]),
                 _number(row["learning_rate"], ".3g", "relative"),
                 "diverged" if diverged else _number(row["train_loss"], ".3f"),
+                _number(_last(row), ".3f"),
                 _number(row.get("valid_loss"), ".3f"),
                 _number(row.get("chrf"), ".1f"),
                 _number(steps.get(name), ".1f"),
@@ -39,9 +40,10 @@ def optimizers(summary: Summary) -> Table:
             "optimizer",
             "learning rate",
             "training loss",
+            "all training pairs at the end",
             "validation loss",
             "chrF",
-            "steps to SGD's lowest validation loss",
+            "steps to SGD's lowest",
             "state",
             "clipped",
         ],
@@ -60,7 +62,7 @@ def seeds(summary: Summary) -> Table:
         rows.append(
             [
                 label(name, fraction),
-                _each(run["loss"] for run in own),
+                _each(_last(run) for run in own),
                 _each(run["valid_losses"][-1][1] for run in own),
                 _each((run["chrf"] for run in own), ".1f"),
                 _each((one.get(name) for one in steps), ".1f"),
@@ -71,10 +73,10 @@ def seeds(summary: Summary) -> Table:
         f"Seeds {', '.join(map(str, by_seed))}, one after the other",
         [
             "optimizer",
-            "training loss",
+            "all training pairs at the end",
             "validation loss",
             "chrF",
-            "steps to SGD's lowest validation loss",
+            "steps to SGD's lowest",
             "of the way from SGD to Adam",
         ],
         rows,
@@ -96,7 +98,7 @@ def in_one_row(summary: Summary) -> list[str]:
         progress.covered(_steps(named), "clipped_sgd") for named in by_seed.values()
     ]
     return [
-        "validation loss minus SGD's, T5 that translates, pairs new to it",
+        "loss on the training pairs minus SGD's, a T5 that translates",
         f"{', '.join(differences)}; chrF {summary['start']['chrf']:.1f}, after Adam "
         f"{np.mean(chrf):.1f}",
         f"{len(by_seed)} seeds",
@@ -149,10 +151,23 @@ def translations(summary: Summary) -> list[Table]:
 
 def _start(summary: Summary) -> list[str]:
     """The checkpoint's row."""
-    curves = [row["valid_losses"] for row in summary["optimizers"].values()]
-    first = next((curve[0][1] for curve in curves if curve), None)
+    first = [
+        _number(
+            next(
+                (r[name][0][1] for r in summary["optimizers"].values() if r[name]), None
+            ),
+            ".3f",
+        )
+        for name in ("pool_losses", "valid_losses")
+    ]
     chrf = _number(summary["start"]["chrf"], ".1f")
-    return ["before", "-", "-", _number(first, ".3f"), chrf, "-", "-", "-"]
+    return ["before", "-", "-", *first, chrf, "-", "-", "-"]
+
+
+def _last(row: Mapping[str, Any]) -> float | None:
+    """The last loss on all the training pairs."""
+    curve = row.get("pool_losses")
+    return curve[-1][1] if curve else None
 
 
 def _by_seed(runs: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -163,18 +178,18 @@ def _by_seed(runs: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def _steps(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    curves = {name: row["valid_losses"] for name, row in rows.items()}
+    curves = {name: row.get("pool_losses", []) for name, row in rows.items()}
     return progress.to_the_end_of_sgd(curves)
 
 
 def _minus_sgd(by_seed: Mapping[int, Mapping[str, Any]], name: str) -> list[float]:
-    """The last validation loss minus that of SGD with the same seed."""
-    return [
-        named[name]["valid_losses"][-1][1] - named["sgd"]["valid_losses"][-1][1]
-        for named in by_seed.values()
-        if {name, "sgd"} <= set(named)
-        and None not in (named[name]["loss"], named["sgd"]["loss"])
-    ]
+    """The last loss on the training pairs minus that of SGD with the same seed."""
+    found = []
+    for named in by_seed.values():
+        own, plain = (_last(named.get(who, {})) for who in (name, "sgd"))
+        if own is not None and plain is not None:
+            found.append(own - plain)
+    return found
 
 
 def _each(values: Iterable[float | None], spec: str = ".3f") -> str:

@@ -112,10 +112,14 @@ def _row(folder: Path) -> Row:
     steps = [line for line in metrics if "loss" in line]
     clipped = [line["clipped_fraction"] for line in steps if "clipped_fraction" in line]
     losses = [line["loss"] for line in steps]
-    valid = [(x["step"], x["valid_loss"]) for x in metrics if "valid_loss" in x]
+    valid, pool = (
+        [(line["step"], line[name]) for line in metrics if name in line]
+        for name in ("valid_loss", "pool_loss")
+    )
     row |= {
         "clipped_fraction": float(np.mean(clipped)) if clipped else None,
         "losses": [round(loss, 4) for loss in losses],
+        "pool_losses": pool,
         "valid_losses": valid,
     }
     if row["diverged"] is not None:

@@ -1,7 +1,7 @@
 """Finds the learning rates of the main job: `python -m examples.finetune_t5.sweep`.
 
-Every optimizer trains as in `examples.finetune_t5` for as many steps, on the batches of
-a seed that is not reported; the rate with the lowest training loss at the end is chosen
+Every optimizer trains as in `examples.finetune_t5` for as many steps, on the pairs of a
+seed that is not reported; the rate with the lowest training loss at the end is chosen
 (`examples.lab.sweep` says how it is searched). About 20 minutes on 2 CPU cores.
 
 Every run is one line of runs/sweep_learning_rates/runs.jsonl, and --resume repeats none
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from examples.finetune_t5.experiment import Settings
+from examples.finetune_t5.experiment import Settings, load
 from examples.lab import command_line, run_folder
 from examples.lab.files import Line, write_json
 from examples.lab.log import Log
@@ -32,7 +32,6 @@ from examples.lab.sweep import (
     start,
     trainer,
 )
-from examples.tasks.translation import load_translation
 
 _DEFAULT = Settings(run=Path("runs/sweep_learning_rates"), seed=100)
 
@@ -51,7 +50,7 @@ def main(
     if settings.learning_rate is not None:
         raise ValueError("--learning-rate: a sweep finds it; leave it out.")
     before = _result_to_extend(out, settings)
-    task = load_translation(settings)
+    task = load(settings)
     run_folder.open_run(settings.run, _asked(settings), resume=settings.resume)
     console = Console()
     runs = Log(settings.run / "runs.jsonl", said(console))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from examples.data import translation, vocabulary
-from examples.data.batching import Arrays, Batch, count, whole
+from examples.data.batching import Arrays, Batch, batch_at, count, whole
 from examples.models import huggingface, t5
 from examples.tasks.task import Task, TaskSettings
 
@@ -36,6 +36,19 @@ class TranslationTask(Task):
     dropped: int  # pairs that were too long
     held_out: list[translation.Pair]
     held_out_arrays: Arrays
+    train_pairs: int | None = None  # of the training rows; the seed chooses them
+
+    def batch_at(self, step: int) -> Arrays:
+        """The training batch of a step, the same for every optimizer."""
+        return batch_at(self.pool(), self.batch_size, self.seed, step)
+
+    def pool(self) -> Arrays:
+        """The training rows that batches are taken from."""
+        if self.train_pairs is None:
+            return self.train
+        rows = np.random.default_rng((self.seed, 1)).permutation(self.rows)
+        chosen = np.sort(rows[: self.train_pairs])
+        return {name: array[chosen] for name, array in self.train.items()}
 
     def held_out_batches(self) -> list[Arrays]:
         """The held-out pairs; rows of padding fill the last batch."""
@@ -58,7 +71,7 @@ class TranslationTask(Task):
     def counts(self) -> dict[str, int]:
         """How many pairs there are, and how many were too long."""
         return {
-            "train": self.rows,
+            "train": count(self.pool()),
             "dropped": self.dropped,
             "held_out": len(self.held_out),
         }

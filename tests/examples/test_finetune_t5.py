@@ -204,8 +204,12 @@ def test_a_diverged_run_is_recorded_and_stays_in_the_table(init, tmp_path, capsy
         ({"fraction": -0.1}, "--fraction"),
         ({"fraction": float("nan")}, "--fraction"),
         ({"learning_rate": 0.0}, "--learning-rate must be positive"),
-        ({"learning_rate": 1.0}, "for one optimizer; got sgd, clipped_sgd, adam"),
+        (
+            {"learning_rate": 1.0},
+            "for one optimizer; got sgd, clipped_sgd, adam",
+        ),
         ({"optimizer": ("lion",)}, "no learning rate is known for lion.*give --learn"),
+        ({"train_pairs": 3}, "--train-pairs must be at least the batch size of 4"),
         ({"steps": 0}, "--steps must be at least 1; got 0"),
         ({"batch_size": 10**6}, "--batch-size x --measured-batches = 2000000 training"),
         ({"max_length": 3}, "raise the maximal length"),
@@ -278,9 +282,17 @@ def test_the_committed_checkpoint_is_found_from_another_folder(tmp_path, monkeyp
 
 def test_the_pairs_that_no_pretraining_translated_are_a_dataset(init, tmp_path):
     settings = _settings(init, tmp_path / "run", dataset="libreoffice_untranslated")
-    task, _ = finetune_t5.prepare(dataclasses.replace(settings, max_length=40))
+    settings = dataclasses.replace(settings, max_length=40, train_pairs=240)
+    task, _ = finetune_t5.prepare(settings)
     parts = translation.libreoffice_parts()
     assert task.rows + task.dropped == len(parts.untranslated)
+    pools = [
+        dataclasses.replace(task, seed=seed).pool()["source"] for seed in (0, 0, 1)
+    ]
+    assert len(pools[0]) == task.counts()["train"] == 240
+    assert pools[0].tobytes() == pools[1].tobytes() != pools[2].tobytes()
+    rows = {row.tobytes() for row in pools[0]}
+    assert all(row.tobytes() in rows for row in task.batch_at(70)["source"])
     assert set(task.held_out) <= set(parts.valid)
 
 
@@ -317,10 +329,12 @@ def test_several_seeds_join_the_report_and_resume(init, tmp_path, monkeypatch):
     lines = files.read_lines(others.run / "seeds.jsonl")
     assert [line["seed"] for line in lines] == [0, 1]
     assert [step for step, _ in lines[0]["valid_losses"]] == [0, 3, 6]
+    assert lines[0]["pool_losses"][0] != lines[1]["pool_losses"][0]
     # The same training as the main job's, but for the program that it is compiled in.
     summary = json.loads((settings.run / "summary.json").read_text())
-    expected = summary["optimizers"]["clipped_sgd"]["valid_losses"]
-    np.testing.assert_allclose(lines[0]["valid_losses"], expected, rtol=1e-4)
+    for kind in ("pool_losses", "valid_losses"):
+        expected = summary["optimizers"]["clipped_sgd"][kind]
+        np.testing.assert_allclose(lines[0][kind], expected, rtol=1e-4)
     monkeypatch.setattr(seeds, "training", lambda *_: pytest.fail)
     seeds.main(dataclasses.replace(others, resume=True), seeds=(0, 1))
     (settings.run / "seeds.jsonl").write_bytes(
