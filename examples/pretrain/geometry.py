@@ -43,7 +43,7 @@ _FRACTION = 0.05
 _MAX_LENGTH = 40
 
 
-def main(folder: Path, pairs: int = 64, moments: int = 3, seed: int = 0) -> None:
+def main(folder: Path, pairs: int = 48, moments: int = 2, seed: int = 0) -> None:
     """Measures a T5 checkpoint on pairs of the help that no mixture translated.
 
     Args:
@@ -62,8 +62,8 @@ def measure(
     config: t5.T5Config,
     graphdef: nnx.GraphDef,
     params: t5.Params,
-    pairs: int = 64,
-    moments: int = 3,
+    pairs: int = 48,
+    moments: int = 2,
     seed: int = 0,
 ) -> dict[str, Any]:
     """What geometry.json holds."""

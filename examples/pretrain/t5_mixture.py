@@ -33,7 +33,7 @@ _HELD_OUT_BATCHES = 8  # of each objective
 class Settings:
     """What decides the result."""
 
-    steps: int = 6000
+    steps: int = 5000
     windows: int = 8  # of spans to fill in, in a batch
     source_length: int = 64  # tokens of a corrupted window, eos included
     target_tokens: int = 864  # of sentences to translate in a batch: 18 to 36 rows

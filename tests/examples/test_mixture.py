@@ -167,7 +167,7 @@ def test_the_pretraining_ends_with_weights_and_a_card_and_resumes(tmp_path):
     card = (out / "README.md").read_text()
     assert "| embedding | " in card
     assert "chrF before any fine-tuning" in card
-    assert card.count("SGD, 5 % clipped |") == 6
+    assert card.count("SGD, 5 % clipped |") == 4
     heads = (out / "loss.csv").read_text().splitlines()[0]
     assert heads == "step,train_loss,held_out_loss,held_out_span_loss"
     measured = json.loads((out / "geometry.json").read_text())
