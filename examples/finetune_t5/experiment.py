@@ -45,29 +45,31 @@ class Settings:
     optimizer: Annotated[
         tuple[str, ...],
         tyro.conf.arg(help=f"One or several of {', '.join(OPTIMIZERS)}."),
-    ] = ("sgd", "clipped_sgd", "adam")
+    ] = ("sgd", "norm_clipped_sgd", "clipped_sgd", "adam")
     learning_rate: float | None = None
     """For a single optimizer; without it, that of the committed sweep."""
     fraction: float = 0.05
     """Fraction of the coordinates to clip, in [0, 1)."""
-    steps: int = 200
-    batch_size: int = 16
+    steps: int = 32
+    batch_size: int = 48
     """Pairs in each step's batch."""
-    train_pairs: int | None = None
+    train_pairs: int | None = 768
     """Train on so many of the pairs at most, which the seed chooses."""
-    max_length: int = 40
+    max_length: int = 32
     """Longest source and target in tokens; longer pairs are dropped."""
     evaluations: int = 8
     """How often, evenly spaced, to take the losses on all pairs."""
     measurements: int = 2
     """How often, evenly spaced, to measure the sharpness."""
-    measured_batches: int = 2
+    measured_batches: int = 1
     """Size, in batches, of the fixed sample of training pairs for the sharpness."""
-    held_out: int = 256
+    held_out: int = 128
     """Held-out pairs, which are translated at the start and at the end."""
-    init: str = "examples/checkpoints/t5-enfr-small"
+    init: str = "examples/checkpoints/t5-enfr-mixture"
     """A folder with a T5 in the Hugging Face layout, or a name on the hub."""
-    dataset: Literal["libreoffice_untranslated", "en_fr", "opus_books"] = "en_fr"
+    dataset: Literal["libreoffice_untranslated", "en_fr", "opus_books"] = (
+        "libreoffice_untranslated"
+    )
     """Pages of LibreOffice's help that the checkpoint's pretraining did not translate,
     dialogues of two games, or the papers' data from the Hugging Face hub."""
     pairs: Path | None = None
