@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from examples.data import translation
@@ -86,7 +87,8 @@ def joint_loss(
         losses = (
             weights[name] * loss(params, part, key) for name, part in batch.items()
         )
-        return sum(losses) / sum(weights.values())
+        zero = jnp.zeros(())
+        return sum(losses, zero) / sum(weights.values(), zero)
 
     return joint
 
