@@ -89,9 +89,10 @@ def in_one_row(summary: Summary) -> list[str]:
     by_seed = _by_seed(summary["seeds"])
     compared = "clipped_sgd", "adam"
     differences = [
-        f"{label(name, fraction)} {np.mean(found):+.3f}"
+        f"{label(name, fraction)} {np.mean(found):+.3f} (held-out pairs "
+        f"{np.mean(_minus_sgd(by_seed, name, 'valid_losses')):+.3f})"
         for name in compared
-        if (found := _minus_sgd(by_seed, name))
+        if (found := _minus_sgd(by_seed, name, "pool_losses"))
     ]
     chrf = [named["adam"]["chrf"] for named in by_seed.values() if "adam" in named]
     covered = [
@@ -102,8 +103,9 @@ def in_one_row(summary: Summary) -> list[str]:
         f"{', '.join(differences)}; chrF {summary['start']['chrf']:.1f}, after Adam "
         f"{np.mean(chrf):.1f}",
         f"{len(by_seed)} seeds",
-        f"clipped SGD covers {_each(covered, '.0%')} of the way from SGD to Adam "
-        "in steps",
+        "clipped SGD covers "
+        + ", ".join(_number(x, ".0%", "none") for x in covered)
+        + " of the way from SGD to Adam in steps",
     ]
 
 
@@ -164,10 +166,9 @@ def _start(summary: Summary) -> list[str]:
     return ["before", "-", "-", *first, chrf, "-", "-", "-"]
 
 
-def _last(row: Mapping[str, Any]) -> float | None:
-    """The last loss on all the training pairs."""
-    curve = row.get("pool_losses")
-    return curve[-1][1] if curve else None
+def _last(row: Mapping[str, Any], curve: str = "pool_losses") -> float | None:
+    """The last loss on all the training pairs, or of another curve."""
+    return row[curve][-1][1] if row.get(curve) else None
 
 
 def _by_seed(runs: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -182,11 +183,13 @@ def _steps(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     return progress.to_the_end_of_sgd(curves)
 
 
-def _minus_sgd(by_seed: Mapping[int, Mapping[str, Any]], name: str) -> list[float]:
-    """The last loss on the training pairs minus that of SGD with the same seed."""
+def _minus_sgd(
+    by_seed: Mapping[int, Mapping[str, Any]], name: str, curve: str
+) -> list[float]:
+    """The last loss of a curve minus that of SGD with the same seed."""
     found = []
     for named in by_seed.values():
-        own, plain = (_last(named.get(who, {})) for who in (name, "sgd"))
+        own, plain = (_last(named.get(who, {}), curve) for who in (name, "sgd"))
         if own is not None and plain is not None:
             found.append(own - plain)
     return found

@@ -71,6 +71,12 @@ def _loss_curves(figure: Figure, summary: Summary) -> None:
     axes = figure.subplots(1 + compared, 1, sharex=True, squeeze=False)[:, 0]
     losses = {name: np.array(row["losses"]) for name, row in rows.items()}
     curves = {name: _curve(row) for name, row in rows.items()}
+    held_out = [
+        (steps, losses)
+        for row in rows.values()
+        if row["valid_losses"]
+        for steps, losses in [np.array(row["valid_losses"], float).T]
+    ]
     gaps: dict[str, Curve] = {}
     for name, row in rows.items():
         look = looks.look(name, fraction)
@@ -85,7 +91,8 @@ def _loss_curves(figure: Figure, summary: Summary) -> None:
             axes[1].plot(*gaps[name], **look)
     axes[0].plot([], [], "ko", markersize=4, label="on held-out pairs")
     axes[0].set(
-        ylabel="loss (nats per token)", ylim=_without_the_start(curves.values())
+        ylabel="loss (nats per token)",
+        ylim=_without_the_start([*curves.values(), *held_out]),
     )
     axes[0].set_title(_title("Training loss", summary))
     axes[0].legend(loc="upper right")
