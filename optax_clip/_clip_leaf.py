@@ -1,7 +1,5 @@
 """One leaf, clipped to its threshold."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +10,7 @@ from optax_clip._threshold.keys import (
     magnitude_key,
     with_sign_of,
 )
+from optax_clip._trees import promoted
 
 
 def magnitude(leaf: jax.Array) -> jax.Array:
@@ -38,7 +37,7 @@ def clip_to(leaf: jax.Array, tau: jax.Array) -> jax.Array:
     """Replaces what exceeds ``tau`` by ``tau`` itself, with its own sign or phase."""
     size = magnitude(leaf)
     if jnp.iscomplexobj(leaf):
-        limit = _phase(leaf) * tau.astype(size.dtype)
+        limit = _phase(leaf) * tau.astype(size.dtype).astype(leaf.dtype)
         return jnp.where(exceeds(size, tau), limit, leaf)
     return _clip_real(size, tau).astype(leaf.dtype)
 
@@ -62,11 +61,11 @@ def scale_down(leaf: jax.Array, tau: jax.Array, reference: jax.Array) -> jax.Arr
     """Returns ``leaf tau / |reference|`` where the reference exceeds ``tau``."""
     size = magnitude(reference)
     above = exceeds(size, tau)
-    wide = functools.reduce(jnp.promote_types, [tau.dtype, size.dtype, jnp.float32])
+    wide = promoted(tau.dtype, size.dtype, jnp.float32)
     # Not 0 elsewhere, or the derivative would be NaN there; and not the quotient of
     # the magnitudes first, which underflows.
     divisor = jnp.where(above, jnp.abs(size).astype(wide), 1)
-    common = jnp.promote_types(leaf.dtype, wide)
+    common = promoted(leaf.dtype, wide)
     scaled = leaf.astype(common) / divisor.astype(common) * tau.astype(common)
     return jnp.where(above, scaled.astype(leaf.dtype), leaf)
 

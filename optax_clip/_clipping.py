@@ -17,6 +17,8 @@ Both measure a threshold (``_threshold.threshold``) and clip leaf by leaf
 Array([-1.,  3., -3., -2.], dtype=float32)
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -27,6 +29,7 @@ import optax
 
 from optax_clip import _threshold
 from optax_clip._clip_leaf import clip_to, magnitude, scale_down
+from optax_clip._coordinatewise import check_coordinatewise
 from optax_clip._threshold.keys import convert, unsigned
 from optax_clip._threshold.shards import AxisName
 from optax_clip._trees import check_leaves, path_name
@@ -202,7 +205,9 @@ def clip_numerator(
       A transformation with a :class:`ClipNumeratorState`.
 
     Raises:
-      ValueError: as :func:`clip_top_k_coordinates`.
+      ValueError: as :func:`clip_top_k_coordinates`; at init, for an ``inner`` that is
+        known to do something else: one with a momentum (Adam, Lion), or one that
+        multiplies matrices (Muon, Shampoo).
       TypeError: as :func:`clip_top_k_coordinates`, and for an ``inner`` that is no
         transformation.
 
@@ -231,7 +236,10 @@ def clip_numerator(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
-        return ClipNumeratorState(inner.init(params), clipper.init(params))
+        inner_state = inner.init(params)
+        if not clipper.never:
+            check_coordinatewise(inner, inner_state)
+        return ClipNumeratorState(inner_state, clipper.init(params))
 
     def update_fn(updates, state, params=None, **extra_args):
         clip_state = clipper.measure(updates, state.clip_state)
@@ -367,7 +375,7 @@ class Clipper(NamedTuple):
     @classmethod
     def of(
         cls, fraction: optax.ScalarOrSchedule, scope: Scope, axis_name: AxisName | None
-    ) -> "Clipper":
+    ) -> Clipper:
         """Checks the arguments of a transformation."""
         if scope not in get_args(Scope):
             raise ValueError(

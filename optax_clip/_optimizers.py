@@ -10,6 +10,8 @@ Each equals, with ``fraction=0`` and bit for bit, the plain Optax chain that it 
 Array([-2.,  2.], dtype=float32)
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

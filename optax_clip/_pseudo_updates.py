@@ -1,11 +1,24 @@
-"""The updates that many optimizers would make on one trajectory."""
+"""The updates that many optimizers would make on one trajectory.
+
+They belong to the point where they were made, which is that before the step:
+
+.. code-block:: text
+
+  pseudo_updates      a transformation: records them along a trajectory
+  pseudo_updates_at   those of a gradient and parameters, without a step
+  pseudo_updates_of   those that a state has recorded, of the parameters before its step
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from optax_clip._trees import pure
 
 
 class PseudoUpdatesState(NamedTuple):
@@ -14,7 +27,8 @@ class PseudoUpdatesState(NamedTuple):
     Attributes:
       states: the state of each optimizer, by name.
       updates: the update that each would have made last, by name, in the types of the
-        parameters; zeros at first.
+        parameters; zeros at first. They belong to the parameters that this update was
+        given, and not to those after its step.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -39,11 +53,16 @@ def pseudo_updates(
     can stand first in a chain whose rest drives the trajectory. It holds the state of
     every optimizer, and one update of the size of the parameters for each.
 
+    What was recorded belongs to the parameters *before* the step. Measure it there: in
+    the training step, before the parameters move (:func:`pseudo_updates_of`), or
+    between two steps by :func:`pseudo_updates_at`, which makes no step.
+
     Args:
       optimizers: names, free text, and transformations.
 
     Returns:
-      A transformation with a :class:`PseudoUpdatesState`.
+      A transformation with a :class:`PseudoUpdatesState`. Its `states` may be those of
+      a checkpoint: ``pseudo.init(params)._replace(states={"Adam": restored, ...})``.
 
     Raises:
       ValueError: for an empty mapping.
@@ -102,6 +121,123 @@ def pseudo_updates(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def pseudo_updates_at(
+    optimizer: optax.GradientTransformation,
+    gradient: optax.Updates,
+    opt_state: optax.OptState,
+    params: optax.Params,
+    **extra_args: Any,
+) -> dict[str, optax.Updates]:
+    """Returns the pseudo-updates of a gradient at the current parameters.
+
+    Nothing moves: neither the parameters nor the states. Under :func:`jax.jit` only the
+    optimizers that are watched are computed, and not the one that makes the trajectory.
+
+    Args:
+      optimizer: :func:`pseudo_updates`, alone or in a chain.
+      gradient: at `params`, of the batch that the next step would take.
+      opt_state: the state of `optimizer`, from a run or its `init`.
+      params: the current parameters, like all of these of plain arrays or of Flax NNX.
+      **extra_args: what `update` takes besides.
+
+    Returns:
+      {name: update}, to be measured at `params`.
+
+    Raises:
+      ValueError: see :func:`pseudo_updates_of`.
+
+    Examples:
+      Adam starts from the state that it has in a checkpoint, here after two steps:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optax_clip
+      >>> params, gradient = jnp.array([0.0, 0.0]), jnp.array([4.0, -1.0])
+      >>> adam = optax.adam(1.0)
+      >>> restored = adam.init(params)
+      >>> for _ in range(2):
+      ...     _, restored = adam.update(jnp.array([-4.0, -1.0]), restored)
+      >>> pseudo = optax_clip.pseudo_updates({"SGD": optax.sgd(1.0), "Adam": adam})
+      >>> state = pseudo.init(params)
+      >>> state = state._replace(states=state.states | {"Adam": restored})
+      >>> found = optax_clip.pseudo_updates_at(pseudo, gradient, state, params)
+      >>> found["SGD"], found["Adam"].round(2)
+      (Array([-4.,  1.], dtype=float32), Array([0.26, 1.  ], dtype=float32))
+    """
+    update = optax.with_extra_args_support(optimizer).update
+    arguments = (pure(x) for x in (gradient, opt_state, params))
+    return pseudo_updates_of(update(*arguments, **extra_args)[1])
+
+
+def pseudo_updates_of(opt_state: optax.OptState) -> dict[str, optax.Updates]:
+    """Returns the last pseudo-updates, wherever they are in a state.
+
+    They belong to the parameters that the last update was given: measure them before
+    these move, or see :func:`pseudo_updates_at`.
+
+    Args:
+      opt_state: the state of any optimizer, under any wrapper of Optax; that of a Flax
+        ``nnx.Optimizer``; one that was restored as nested dictionaries.
+
+    Returns:
+      {name: update}.
+
+    Raises:
+      ValueError: if nothing in the state makes pseudo-updates, or two of several that
+        do have the same name.
+
+    Examples:
+      Donated buffers are no hindrance where the step itself measures:
+
+      >>> import functools
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optax_clip
+      >>> from optax_clip import diagnostics
+      >>> pseudo = optax_clip.pseudo_updates({"Adam": optax.adam(1.0)})
+      >>> optimizer = optax.chain(pseudo, optax.sgd(0.1))
+      >>> loss = lambda x: x[0] ** 2 + 2 * x[1] ** 2
+      >>> @functools.partial(jax.jit, donate_argnums=(0, 1))
+      ... def train_step(params, opt_state):
+      ...     gradient = jax.grad(loss)(params)
+      ...     updates, opt_state = optimizer.update(gradient, opt_state, params)
+      ...     measured = diagnostics.directional_sharpness(
+      ...         loss, params, optax_clip.pseudo_updates_of(opt_state))
+      ...     return optax.apply_updates(params, updates), opt_state, measured
+      >>> params = jnp.ones(2)
+      >>> params, opt_state, measured = train_step(params, optimizer.init(params))
+      >>> round(float(measured["Adam"]), 3)
+      3.0
+    """
+    leaves = jax.tree.leaves(pure(opt_state), is_leaf=_is_state)
+    found: dict[str, optax.Updates] = {}
+    for state in filter(_is_state, leaves):
+        updates = state["updates"] if isinstance(state, Mapping) else state.updates
+        if twice := found.keys() & updates.keys():
+            raise ValueError(
+                f"pseudo_updates_of: expected every name once in the state; {twice} "
+                "are there twice."
+            )
+        found |= updates
+    if not found:
+        raise ValueError(
+            "pseudo_updates_of: expected an optimizer state with pseudo_updates in it; "
+            "there are none."
+        )
+    return found
+
+
+def _is_state(node: Any) -> bool:
+    """Returns whether this is a state of `pseudo_updates`, or such a mapping.
+
+    A mapping may have lost the states of optimizers that have none.
+    """
+    if not isinstance(node, Mapping):
+        return isinstance(node, PseudoUpdatesState)
+    return {"updates"} <= set(node) <= set(PseudoUpdatesState._fields)
 
 
 def _like(last: jax.Array, update: jax.Array) -> jax.Array:

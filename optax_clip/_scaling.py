@@ -1,5 +1,7 @@
 """What the optimizers are made of that Optax does not have: no learning rate here."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -9,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from optax_clip._clipping import Clipper, ClipTopKState, Scope
 from optax_clip._threshold.shards import AxisName
-from optax_clip._trees import balance, check_leaves
+from optax_clip._trees import balance, check_leaves, promoted
 
 
 def normalize_by_block_rms(
@@ -59,16 +61,16 @@ def normalize_by_block_rms(
     def normalize(block):
         if block.size == 0:
             return block
-        wide = block.astype(jnp.promote_types(block.dtype, jnp.float32))
+        wide = block.astype(promoted(block.dtype, jnp.float32))
         # Near 1 the squares neither overflow nor underflow.
         scale = balance(jnp.max(jnp.abs(wide)))
-        unit = wide * scale
+        unit = wide * scale.astype(wide.dtype)
         mean_square = jnp.mean(jnp.square(jnp.abs(unit)))
         # A root of 0 has no derivative, and a block of zeros none to divide by.
         zero = mean_square == 0
         rms = jnp.sqrt(jnp.where(zero, 1, mean_square))
         divisor = jnp.where(zero, 1, jnp.maximum(rms, eps * scale))
-        return (unit / divisor).astype(block.dtype)
+        return (unit / divisor.astype(wide.dtype)).astype(block.dtype)
 
     def update_fn(updates, params):
         del params

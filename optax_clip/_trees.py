@@ -5,6 +5,7 @@ sharding of its input and costs one all-reduce of a scalar.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,16 @@ import jax.numpy as jnp
 def path_name(path: Any) -> str:
     """Returns a tree path as text, for example ``encoder/0/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def pure(tree: Any) -> Any:
+    """Returns the tree with the variables of Flax NNX replaced by their values.
+
+    NNX wraps the same array in one type as a parameter and in another as the state of
+    an optimizer. Nothing is imported: whoever has such a tree has loaded `flax.nnx`.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    return tree if nnx is None else nnx.as_pure(tree)
 
 
 def check_leaves(tree: Any, caller: str, *, real: bool = False) -> None:
@@ -47,9 +58,21 @@ def check_leaves(tree: Any, caller: str, *, real: bool = False) -> None:
 
 def accumulator(tree: Any) -> jnp.dtype:
     """Returns the dtype in which sums over the tree are taken: at least float32."""
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
+    return promoted(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(tree)))
+
+
+def promoted(*dtypes: jax.typing.DTypeLike) -> jnp.dtype:
+    """Returns the type that holds all of these, also where jax promotes none.
+
+    Floats of less than 16 bits, which it never promotes, count as float32.
+    """
+
+    def known(dtype):
+        small = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16
+        return jnp.dtype(jnp.float32 if small else dtype)
+
     with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+        return functools.reduce(jnp.promote_types, map(known, dtypes))
 
 
 def tree_vdot(a: Any, b: Any) -> jax.Array:

@@ -51,6 +51,14 @@ def train(params, state, first, steps):
     return jax.lax.fori_loop(0, steps, step, (params, state))
 
 
+# What the state has recorded belongs to the parameters before the last step.
+# `pseudo_updates_at` has what the next step's gradient would make of the current ones.
+@jax.jit
+def updates_at(params, state, step):
+    gradient = jax.grad(loss)(params, batch_at(step))
+    return optax_clip.pseudo_updates_at(optimizer, gradient, state, params)
+
+
 @jax.jit
 def measure(params, updates, batch):
     return diagnostics.directional_sharpness(loss, params, updates, batch)
@@ -63,7 +71,8 @@ steps, sharpness = [], []
 for first in range(0, 100, 10):
     params, state = train(params, state, first, 10)
     steps.append(first + 10)
-    sharpness.append(measure(params, state[0].updates, batch))
+    updates = updates_at(params, state, first + 10)
+    sharpness.append(measure(params, updates, batch))
 
 # %%
 # As the paper reports it
@@ -96,7 +105,7 @@ ax.legend()
 
 table = jax.jit(
     lambda p, u, b: diagnostics.sharpness_table(loss, p, u, b, baseline="SGD")
-)(params, state[0].updates, batch)
+)(params, updates, batch)
 for name, row in table.items():
     print(
         f"{name:18} slope {row.slope:6.3f}, ratio {row.ratio:.2f}, "

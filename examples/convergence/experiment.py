@@ -2,15 +2,14 @@
 
 The experiment behind figure 4 and table 2 of Pan and Li, with today's competitors, and
 clipped SGD at other fractions. A learning rate is searched in half-decades, until one
-is better than both neighbours, by the mean training loss of the last steps with seed 0;
-the winner then runs with the other seeds. Every training is a line of runs.jsonl in
-the run folder, --resume repeats none of them. Tables and figures are made again by
-`examples.convergence.report`.
+is better than both neighbours, by the validation loss of trainings that are in no
+reported number; the winner then runs with the seeds that are reported, by their loss on
+test rows (`examples.lab.contest` has these rules). Every training is a line of
+runs.jsonl in the run folder, --resume repeats none of them. Tables and figures are made
+again by `examples.convergence.report`.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -18,8 +17,8 @@ import tyro
 from rich.console import Console
 
 from examples.convergence import report
-from examples.lab import command_line, run_folder, sweep
-from examples.lab.files import Line
+from examples.data.batching import Arrays
+from examples.lab import command_line, contest, held_out, run_folder, sweep
 from examples.lab.log import Log
 from examples.lab.optimizers import (
     OPTIMIZERS,
@@ -29,8 +28,18 @@ from examples.lab.optimizers import (
     check_names,
     state_bytes,
 )
+from examples.models import pretrained_llama
 from examples.tasks import by_name
 from examples.tasks.task import Task
+
+
+class Prepared(NamedTuple):
+    """A task, what keeps choosing and reporting apart, and the rows for it."""
+
+    task: Task
+    rules: dict[str, Any]
+    validation: list[Arrays]
+    test: list[Arrays]
 
 
 class Preset(NamedTuple):
@@ -39,14 +48,42 @@ class Preset(NamedTuple):
     steps: int
     batch_size: int
     max_length: int
-    seeds: int
+    seeds: int  # that are reported
     fractions: tuple[float, ...]  # other ones for clipped SGD
+    validation_rows: int  # to choose a learning rate by
+    test_rows: int  # to report
+    tail: int  # the training loss is the mean over so many last steps
 
 
+_FRACTIONS = 0.001, 0.01, 0.2, 0.5, 0.9
 PRESETS = {
-    "tiny": Preset(2, 2, 20, 2, (0.5,)),
-    "laptop": Preset(100, 16, 40, 3, (0.001, 0.01, 0.2, 0.5, 0.9)),
-    "paper": Preset(200, 1024, 512, 3, (0.001, 0.01, 0.2, 0.5, 0.9)),
+    "tiny": Preset(2, 2, 20, 3, (0.5,), 2, 4, 1),
+    "laptop": Preset(100, 16, 40, 3, _FRACTIONS, 64, 192, sweep.TAIL),
+    "paper": Preset(200, 1024, 512, 3, _FRACTIONS, 1024, 1024, sweep.TAIL),
+}
+# SmolLM2 has a hundred times the parameters of the project's own models.
+_OF_SMOLLM2 = {
+    "laptop": Preset(25, 2, 64, 3, (0.5, 0.2, 0.01), 16, 32, 5),
+    "paper": Preset(1000, 64, 1024, 5, _FRACTIONS, 64, 256, sweep.TAIL),
+}
+# Where the search begins there, with its own half-decades: near the best rates of a
+# trial with one seed on other texts. It goes on from there by itself.
+_STARTS_OF_SMOLLM2 = {
+    ("sgd", 0.05): 0.01,
+    ("clipped_sgd", 0.01): 0.1,
+    ("clipped_sgd", 0.05): 0.316,
+    ("clipped_sgd", 0.2): 1.0,
+    ("clipped_sgd", 0.5): 3.16,
+    ("clipped_sgd", 0.9): 31.6,
+    ("norm_clipped_sgd", 0.05): 0.316,
+    ("sign_sgd", 0.05): 3.16e-5,
+    ("lion", 0.05): 3.16e-5,
+    ("adam", 0.05): 1e-4,
+    ("adamw", 0.05): 1e-4,
+    ("normalized_sgd", 0.05): 3.16e-5,
+    ("clipped_normalized_sgd", 0.05): 3.16e-5,
+    ("muon", 0.05): 1e-3,
+    ("scale", 0.05): 1e-3,
 }
 
 
@@ -73,58 +110,76 @@ class Settings(by_name.Choice):
         check_fraction(self.fraction)
 
     def folder(self) -> Path:
-        return self.run or Path("runs/convergence") / self.task
+        model = f"-{self.init}" if self._smollm2() else ""
+        return self.run or Path("runs/convergence") / (self.task + model)
 
     def sizes(self) -> Preset:
-        return PRESETS[self.preset]
+        special = _OF_SMOLLM2 if self._smollm2() else {}
+        return special.get(self.preset, PRESETS[self.preset])
+
+    def _smollm2(self) -> bool:
+        return self.init == pretrained_llama.NAME
 
     def contenders(self) -> list[sweep.Contender]:
         """The optimizers, and clipped SGD at other fractions if it is among them."""
         return sweep.contenders(self.optimizer, self.fraction, self.sizes().fractions)
+
+    def search(self, contender: sweep.Contender) -> dict[str, Any]:
+        """Where the search of an optimizer begins, and its strides."""
+        known = _STARTS_OF_SMOLLM2.get(tuple(contender)) if self._smollm2() else None
+        if known is None:
+            return {"start": sweep.start(contender.name), "strides": sweep.STRIDES}
+        return {"start": sweep.half_decade(known), "strides": (1,)}
+
+    def rules(self) -> dict[str, Any]:
+        """What keeps choosing and reporting apart."""
+        names = ("seeds", "validation_rows", "test_rows", "tail")
+        return contest.recorded(**{k: getattr(self.sizes(), k) for k in names})
 
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers of a training."""
         fields = dataclasses.asdict(self)
         for name in ("optimizer", "run", "resume"):
             del fields[name]
-        return {**fields, **self.sizes()._asdict(), "init": self.checkpoint()}
+        sizes = self.sizes()._asdict()
+        return {**fields, **sizes, **self.rules(), "init": self.checkpoint()}
 
 
-def main(settings: Settings, task: Task) -> None:
+def main(settings: Settings, prepared: Prepared) -> None:
     """Searches, repeats, draws."""
     folder, console = settings.folder(), Console()
+    task = prepared.task
     runs = Log(folder / "runs.jsonl", sweep.said(console))
+    trainings = contest.Contest(*prepared, runs=runs)
+    Log(folder / "before.jsonl", sweep.said(console)).once({}, trainings.before)
     for contender in settings.contenders():
-        train = sweep.trainer(task, sweep.by_name(*contender), settings.sizes().steps)
-        optimizer = OPTIMIZERS[contender.name](1.0, contender.fraction)
-        size = state_bytes(optimizer, task.params)
-        known = contender._asdict() | {"state_bytes": size}
-
-        def loss(
-            rate: float, seed: int, known: Line = known, train: Callable = train
-        ) -> float:
-            """The mean training loss of the last steps; inf if it diverged."""
-            wanted = known | {"learning_rate": rate, "seed": seed}
-            with console.status(str(wanted)):
-                line = runs.once(
-                    wanted, lambda: sweep.outcome_with_curve(train(rate, seed).losses)
-                )
-            return math.inf if line["loss"] is None else line["loss"]
-
-        sweep.best_rate(contender.name, loss, settings.sizes().seeds)
+        make = sweep.by_name(*contender)
+        size = state_bytes(make(1.0), task.params)
+        trainings.enter(
+            contender._asdict() | {"state_bytes": size},
+            sweep.trainer(task, make, settings.sizes().steps),
+            **settings.search(contender),
+        )
+        report.write(folder)
     for path in report.write(folder):
         console.print(str(path), soft_wrap=True)
 
 
-def prepare(settings: Settings) -> Task:
+def prepare(settings: Settings) -> Prepared:
     """Everything that can be refused, before any work; claims the run folder last."""
     settings.check()
-    sizes = settings.sizes()
+    sizes, rules = settings.sizes(), settings.rules()
+    rows = {name: rules[name] for name in ("validation_rows", "test_rows")}
     task = by_name.load(
-        settings, max_length=sizes.max_length, batch_size=sizes.batch_size, seed=0
+        settings,
+        max_length=sizes.max_length,
+        batch_size=sizes.batch_size,
+        held_out=2 * sum(rows.values()),  # some may be trained on too
+        seed=0,
     )
+    parts = held_out.split(task, **rows)
     run_folder.claim(settings, task.files)
-    return task
+    return Prepared(task, rules, *parts)
 
 
 def cli() -> None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from examples.lab import looks, tables
 from examples.lab.curves import legend, loss_curves
 from examples.lab.files import Line
-from examples.lab.winners import Winners, at_fraction, of
+from examples.lab.winners import Rules, Winners, at_fraction, differences, of
 from examples.tasks import by_name
 
 Settings = Mapping[str, Any]
@@ -22,6 +22,8 @@ def draw(
     folder: Path, best: Winners, runs: Sequence[Line], settings: Settings
 ) -> list[tables.Figure]:
     """Draws every figure that the runs have the numbers for."""
+    rules = Rules.of(settings)
+    loss = "test loss" if rules.apart else "training loss"
     plain, own = of(best, "sgd"), at_fraction(best, settings["fraction"])
     painters: dict[str, tuple[Callable[[Figure], None], str]] = {
         "loss_curves": (
@@ -31,8 +33,9 @@ def draw(
         ),
         "loss_against_rate": (
             functools.partial(_against_rate, runs, own, settings),
-            "Final training loss against the learning rate, one seed; the best rate "
-            "of each optimizer is the lowest point of its line.",
+            f"Final {'validation' if rules.apart else 'training'} loss against the "
+            "learning rate, one seed; the best rate of each optimizer is the lowest "
+            "point of its line.",
         ),
     }
     if plain and len(own) > 1:
@@ -44,22 +47,12 @@ def draw(
     if plain and len(_fractions(best)) > 1:
         painters["loss_against_fraction"] = (
             functools.partial(_against_fraction, plain, best, settings),
-            "Final training loss minus SGD's on the same batches, against the fraction "
+            f"Final {loss} minus SGD's on the same batches, against the fraction "
             "that is clipped; bars and band: lowest to highest seed.",
         )
     return [
         tables.Figure(looks.draw(folder / f"{name}.png", paint, (7.2, 5.4)), caption)
         for name, (paint, caption) in painters.items()
-    ]
-
-
-def differences(runs: Sequence[Line], others: Sequence[Line]) -> list[float]:
-    """What the same batches came to: seeds differ more than optimizers do."""
-    losses = {run["seed"]: run["loss"] for run in others if run["loss"] is not None}
-    return [
-        run["loss"] - losses[run["seed"]]
-        for run in runs
-        if run["loss"] is not None and run["seed"] in losses
     ]
 
 
@@ -108,23 +101,24 @@ def _minus(run: Line, losses: Mapping[int, Sequence[float]]) -> list[float]:
 def _against_rate(
     runs: Sequence[Line], best: Winners, settings: Settings, figure: Figure
 ) -> None:
-    axes = figure.subplots()
+    axes, rules = figure.subplots(), Rules.of(settings)
+    what = rules.chosen_by
+    swept = [run for run in rules.choosing(runs) if run[what] is not None]
     for name, fraction in best:
         own = sorted(
-            (run["learning_rate"], run["loss"])
-            for run in runs
-            if (run["name"], run["fraction"], run["seed"]) == (name, fraction, 0)
-            and run["loss"] is not None
+            (run["learning_rate"], run[what])
+            for run in swept
+            if (run["name"], run["fraction"]) == (name, fraction)
         )
         marks = looks.dots(name) | looks.look(name, fraction)
         axes.plot(*zip(*own, strict=True), **marks)
     # A quarter of the trainings, at rates far too high, would squeeze all others.
-    swept = [run["loss"] for run in runs if not run["seed"]]
-    found = [loss for loss in swept if loss is not None]
+    found = [run[what] for run in swept]
     low, high = min(found), float(np.quantile(found, 0.75))
     axes.set_ylim(low - 0.05 * (high - low), high)
-    axes.set(xscale="log", xlabel="learning rate", ylabel="final training loss")
-    axes.set_title(_title("Final loss", settings, "seed 0"))
+    kind = "validation" if rules.apart else "training"
+    axes.set(xscale="log", xlabel="learning rate", ylabel=f"final {kind} loss")
+    axes.set_title(_title("Final loss", settings, f"seed {rules.selection_seed}"))
     _legend_beside(axes)
 
 
@@ -136,8 +130,9 @@ def _against_fraction(
     plain: Sequence[Line], best: Winners, settings: Settings, figure: Figure
 ) -> None:
     """With a bar from the lowest to the highest seed; Adam for comparison."""
-    axes = figure.subplots()
-    found = {f: differences(runs, plain) for f, runs in _fractions(best).items()}
+    axes, rules = figure.subplots(), Rules.of(settings)
+    what = rules.reported
+    found = {f: differences(runs, plain, what) for f, runs in _fractions(best).items()}
     found = {fraction: own for fraction, own in found.items() if own}
     means = np.asarray([np.mean(own) for own in found.values()])
     ends = [[min(own), max(own)] for own in found.values()]
@@ -145,14 +140,14 @@ def _against_fraction(
     marks = looks.dots("clipped_sgd") | {"linestyle": "--", "label": "clipped SGD"}
     axes.errorbar([*found], means, bars, capsize=3, **marks)
     axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
-    if own := differences(of(best, "adam"), plain):
+    if own := differences(of(best, "adam"), plain, what):
         colour = looks.COLOURS["adam"]
         axes.axhspan(min(own), max(own), color=colour, alpha=0.2)
         axes.axhline(float(np.mean(own)), color=colour, label="Adam")
     axes.set(
         xscale="log",
         xlabel="fraction of the coordinates clipped",
-        ylabel="final training loss minus SGD's",
+        ylabel=f"final {'test' if rules.apart else 'training'} loss minus SGD's",
         title=_title("Which fraction to clip", settings),
     )
     axes.legend()

@@ -17,50 +17,126 @@ import tyro
 from examples.convergence import plots
 from examples.lab import command_line, files, paper, provenance, run_folder, tables
 from examples.lab.files import Line
-from examples.lab.optimizers import label
+from examples.lab.optimizers import PAPER, TODAYS, label
+from examples.lab.statistics import bootstrap
 from examples.lab.sweep import TAIL
 from examples.lab.tables import Table
-from examples.lab.winners import Winners, mean_loss, of, sweep_table, winners
+from examples.lab.winners import (
+    Rules,
+    Winners,
+    differences,
+    mean,
+    of,
+    sweep_table,
+    unfinished,
+    winners,
+)
 from examples.tasks import by_name
 
 
 def write(folder: Path) -> list[Path]:
     """Writes everything that the run has data for so far."""
     runs = files.read_lines(folder / "runs.jsonl")
-    content, best = run_folder.read_settings(folder), winners(runs)
+    content = run_folder.read_settings(folder)
+    settings = content["settings"]
+    rules, best = Rules.of(settings), winners(runs, settings)
     if not best:
         raise FileNotFoundError(f"{folder}: no training has ended there yet.")
-    settings = content["settings"]
     figures = plots.draw(folder, best, runs, settings)
     report = tables.Report(
         f"Convergence: {by_name.TITLES[settings['task']]}",
-        _introduction(settings, runs),
+        _introduction(settings, runs, best, files.read_lines(folder / "before.jsonl")),
         figures,
-        [_ranking(best, settings), sweep_table([r for r in runs if not r["seed"]])],
+        [
+            _ranking(best, settings),
+            *([_training_loss(best, settings)] if rules.apart else []),
+            sweep_table(rules.choosing(runs), rules),
+        ],
         provenance.described(content["sessions"]),
     )
     return [report.write(folder / "report.md"), *(figure.path for figure in figures)]
 
 
-def _introduction(settings: Mapping[str, Any], runs: Sequence[Line]) -> str:
+def _introduction(
+    settings: Mapping[str, Any],
+    runs: Sequence[Line],
+    best: Winners,
+    before: Sequence[Line],
+) -> str:
+    rules = Rules.of(settings)
+    sentences = [
+        f"Every optimizer at its own best learning rate, from `{settings['init']}`"
+        f"{', dataset `' + settings['dataset'] + '`' if rules.apart else ''}; "
+        f"{settings['steps']} steps of {settings['batch_size']} examples.",
+        _first_losses(best),
+        rules.said(),
+    ]
+    if rules.apart:
+        sentences += _comparisons(settings, runs, best, before)
     clipped = {run["fraction"] for run in runs if run["name"] == "clipped_sgd"}
     missing = [f"{f:g}" for f in settings["fractions"] if clipped and f not in clipped]
-    return (
-        f"Every optimizer at its own best learning rate, from `{settings['init']}`; "
-        f"{settings['steps']} steps of {settings['batch_size']} examples. The rate was "
-        "chosen by the final training loss with seed 0, which is one of the seeds in "
-        "the means."
-        + (f" Not run: clipped SGD at {', '.join(missing)}." if missing else "")
-    )
+    if missing:
+        sentences.append(f"Not run: clipped SGD at {', '.join(missing)}.")
+    return " ".join(sentences)
+
+
+def _first_losses(best: Winners) -> str:
+    """How good the model is before it learns: on the first batch of each seed."""
+    first = [run["first_loss"] for runs in best.values() for run in runs]
+    return f"The first batch has a loss of {min(first):.1f} to {max(first):.1f}."
+
+
+def _comparisons(
+    settings: Mapping[str, Any],
+    runs: Sequence[Line],
+    best: Winners,
+    before: Sequence[Line],
+) -> list[str]:
+    """What the numbers are of, how many were compared, and what is not there."""
+    rules = Rules.of(settings)
+    others = len(best) - (1 if of(best, "sgd") else 0)
+    all_runs = [run for own in best.values() for run in own]
+    diverged = sum(run["loss"] is None for run in all_runs)
+    chosen = rules.choosing(runs)
+    failed = sum(run["loss"] is None for run in chosen)
+    known = {name for name, _ in best}
+    absent = [name for name in (*PAPER, *TODAYS) if name not in known]
+    started = {name for name, _ in unfinished(runs, best)}
+    sentences = [
+        f"Reported are {rules.seeds} other seeds, each an order of the batches, by the "
+        f"loss after the last step on {settings['test_rows']} test rows; no row of "
+        f"them is among the {settings['validation_rows']} validation rows or the "
+        f"training rows. Of {len(all_runs)} reported trainings {diverged} diverged, of "
+        f"{len(chosen)} that chose a rate {failed}.",
+        f"Intervals are 95 % bootstrap over the seeds of the difference on the same "
+        f"batches. The number of comparisons with SGD is {others}, and none is "
+        f"corrected for it; of {rules.seeds} seeds such an interval is about their "
+        "range, and too narrow.",
+    ]
+    if before:
+        sentences.append(f"Before training the test loss is {_before(before)}.")
+    if absent:
+        named = [
+            label(name, settings["fraction"]) + (" (begun)" if name in started else "")
+            for name in absent
+        ]
+        sentences.append(f"Not there: {', '.join(named)}.")
+    return sentences
+
+
+def _before(lines: Sequence[Line]) -> str:
+    return f"{lines[0]['test_loss']:.3f}"
 
 
 def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
     """The best first; what diverged with a later seed is counted, not left out."""
+    rules = Rules.of(settings)
+    what = rules.reported
     theirs = paper.LEARNING_RATES.get(settings["task"], {})
-    plain = of(best, "sgd")
+    plain, adam = of(best, "sgd"), of(best, "adam")
     rows = []
-    for (name, fraction), runs in sorted(best.items(), key=lambda x: mean_loss(x[1])):
-        finite = [run["loss"] for run in runs if run["loss"] is not None]
+    for (name, fraction), runs in sorted(best.items(), key=lambda x: mean(x[1], what)):
+        finite = [run[what] for run in runs if run[what] is not None]
         diverged = len(runs) - len(finite)
         reported = "relative" if name in theirs and theirs[name] is None else "-"
         if theirs.get(name) is not None and fraction in (0.05, settings["fraction"]):
@@ -69,35 +145,86 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
             [
                 label(name, fraction),
                 f"{runs[0]['learning_rate']:g}",
-                reported,
-                f"**{np.mean(finite):.3f}**",
-                f"{min(finite):.3f} to {max(finite):.3f}"
+                *([] if rules.apart else [reported]),
+                f"**{np.mean(finite):.3f}**" if finite else "-",
+                (f"{min(finite):.3f} to {max(finite):.3f}" if finite else "-")
                 + (f", {diverged} diverged" if diverged else ""),
-                _mean_difference(runs, plain) if name != "sgd" else "-",
+                _difference(runs, plain, rules) if name != "sgd" else "-",
+                *([_of_lead(runs, plain, adam, rules)] if rules.apart else []),
                 f"{runs[0]['state_bytes'] / 1e6:.1f} MB",
             ]
         )
     tail = min(TAIL, settings["steps"])
+    title = (
+        f"Test loss after {settings['steps']} steps, at the chosen learning rate"
+        if rules.apart
+        else f"Mean training loss of the last {tail} of {settings['steps']} steps, at "
+        "the best learning rate"
+    )
     return Table(
-        f"Mean training loss of the last {tail} of {settings['steps']} steps, at the "
-        f"best learning rate; {settings['seeds']} seeds",
+        f"{title}; {settings['seeds']} seeds",
         [
             "optimizer",
             "learning rate",
-            "the paper's",
-            "loss",
+            *([] if rules.apart else ["the paper's"]),
+            "test loss" if rules.apart else "loss",
             "lowest to highest",
             "minus SGD's, seed by seed",
+            *(["of Adam's lead, by seed"] if rules.apart else []),
             "state",
         ],
         rows,
     )
 
 
-def _mean_difference(runs: Sequence[Line], others: Sequence[Line]) -> str:
-    found = plots.differences(runs, others)
+def _training_loss(best: Winners, settings: Mapping[str, Any]) -> Table:
+    """What the same trainings say of the rows that they train on."""
+    plain = of(best, "sgd")
+    rows = [
+        [
+            label(*key),
+            f"{mean(runs):.3f}",
+            str(bootstrap(found))
+            if key[0] != "sgd" and (found := differences(runs, plain))
+            else "-",
+        ]
+        for key, runs in sorted(best.items(), key=lambda x: mean(x[1]))
+    ]
+    return Table(
+        f"Mean training loss of the last {settings['tail']} of {settings['steps']} "
+        f"steps of the same trainings; {settings['seeds']} seeds",
+        ["optimizer", "training loss", "minus SGD's, seed by seed"],
+        rows,
+    )
+
+
+def _of_lead(
+    runs: Sequence[Line], plain: Sequence[Line], adam: Sequence[Line], rules: Rules
+) -> str:
+    """How much of the way from SGD's test loss to Adam's: of the means, by seed."""
+    own, best = (
+        {run["seed"]: run[rules.reported] for run in of_one if run[rules.reported]}
+        for of_one in (runs, adam)
+    )
+    losses = {run["seed"]: run[rules.reported] for run in plain if run[rules.reported]}
+    seeds = [seed for seed in own if seed in best and seed in losses]
+    leads = [losses[seed] - best[seed] for seed in seeds]
+    ways = [losses[seed] - own[seed] for seed in seeds]
+    if not seeds or runs is plain or min(leads) <= 0:
+        return "-"
+    by_seed = sorted(way / lead for way, lead in zip(ways, leads, strict=True))
+    mean_way = f"{sum(ways) / sum(leads):.0%}"
+    if runs is adam:
+        return mean_way
+    return f"{mean_way} ({by_seed[0]:.0%} to {by_seed[-1]:.0%})"
+
+
+def _difference(runs: Sequence[Line], others: Sequence[Line], rules: Rules) -> str:
+    found = differences(runs, others, rules.reported)
     if not found:
         return "-"
+    if rules.apart:
+        return str(bootstrap(found))
     return f"{np.mean(found):+.3f} ({min(found):+.3f} to {max(found):+.3f})"
 
 

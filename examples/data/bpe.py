@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from examples.data import pointers
 from examples.data.subwords import Subwords
 
 _KEY = "tokenizer.ggml"
@@ -30,6 +31,7 @@ def from_json(path: Path, rows: int) -> Subwords:
         raise FileNotFoundError(
             f"{path}: expected a tokenizer.json, found no such file."
         )
+    pointers.refuse(path)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific

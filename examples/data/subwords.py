@@ -21,6 +21,8 @@ from tokenizers import (
     trainers,
 )
 
+from examples.data import pointers
+
 COMMITTED = (
     Path(__file__).parents[1] / "checkpoints" / "bert-reviews-small" / "tokenizer.json"
 )
@@ -99,6 +101,7 @@ def load(path: Path = COMMITTED) -> Subwords:
         raise FileNotFoundError(
             f"{path}: expected a tokenizer.json, found no such file."
         )
+    pointers.refuse(path)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific

@@ -2,7 +2,7 @@
 
 pad 0, eos 1, unk 2, no bos; 100 sentinels above the pieces, counted down from the
 top: <extra_id_0> is the highest id. A user's own `spiece.model`, t5-small's
-included, loads the same way.
+included, loads the same way, and so does mT5's, which has the sentinels in it.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
+
+from examples.data import pointers
 
 PAD, EOS, UNK = 0, 1, 2
 SENTINELS = 100
@@ -24,9 +26,16 @@ class Vocabulary:
     processor: sentencepiece.SentencePieceProcessor
 
     @property
+    def pieces(self) -> int:
+        """Pieces of text; mT5's model has the sentinels behind them."""
+        number = self.processor.get_piece_size()
+        last = self.processor.id_to_piece(number - 1)
+        return number - SENTINELS if last.endswith("<extra_id_0>") else number
+
+    @property
     def size(self) -> int:
         """Pieces and sentinels: the smallest embedding table that serves them all."""
-        return self.processor.get_piece_size() + SENTINELS
+        return self.pieces + SENTINELS
 
     def sentinel(self, index: int) -> int:
         """The id of <extra_id_{index}>."""
@@ -37,14 +46,14 @@ class Vocabulary:
 
     def decode(self, rows: Iterable[Iterable[int]]) -> list[str]:
         """Texts up to the first eos; pads and sentinels have no text."""
-        return self.processor.decode([self._pieces(row) for row in rows])
+        return self.processor.decode([self._until_eos(row) for row in rows])
 
-    def _pieces(self, row: Iterable[int]) -> list[int]:
-        pieces = []
+    def _until_eos(self, row: Iterable[int]) -> list[int]:
+        pieces, end = [], self.pieces
         for token in map(int, row):
             if token == EOS:
                 break
-            if token != PAD and token < self.processor.get_piece_size():
+            if token != PAD and token < end:
                 pieces.append(token)
         return pieces
 
@@ -55,6 +64,7 @@ def load(path: Path = COMMITTED) -> Vocabulary:
         raise FileNotFoundError(
             f"{path}: expected a SentencePiece model, found no such file."
         )
+    pointers.refuse(path)
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
     except RuntimeError as error:
@@ -63,7 +73,8 @@ def load(path: Path = COMMITTED) -> Vocabulary:
     if ids != (PAD, EOS, UNK):
         raise ValueError(
             f"{path}: expected T5's special ids (pad, eos, unk) = "
-            f"{(PAD, EOS, UNK)}, got {ids}."
+            f"{(PAD, EOS, UNK)}, got {ids}; MADLAD's and other vocabularies are not "
+            "used here, though `examples.models.huggingface` reads such weights."
         )
     return Vocabulary(processor)
 

@@ -34,12 +34,39 @@ def write(folder: Path) -> list[Path]:
         "When does clipping lower SGD's sharpness much?",
         f"One factor at a time is changed. Defaults: {base}. Ratios: mean, and range "
         f"over three moments, on {content['settings']['test_size']} fixed pairs."
-        + (f" Not run: {', '.join(missing)}." if missing else ""),
+        + (f" Not run: {', '.join(missing)}." if missing else "")
+        + _broken(done),
         [],
         [table(done)],
         provenance.described(content["sessions"]),
     )
     return [report.write(folder / "factors.md")]
+
+
+_KEEPS_THE_FUNCTION = "embedding scale"
+_FAR = 0.5  # nats above the loss of the defaults
+
+
+def _broken(done: list[dict[str, Any]]) -> str:
+    """Says where a change that keeps the function ended at another loss."""
+    base = next((x["loss"] for x in done if x["factor"] == "as it is"), None)
+    if base is None:
+        return ""
+    found = [
+        f"{described(line['variant'])} (loss {line['loss']:.2f}, the defaults' "
+        f"{base:.2f})"
+        for line in done
+        if line["factor"] == _KEEPS_THE_FUNCTION
+        and line["diverged"] is None
+        and line["loss"] > base + _FAR
+    ]
+    if not found:
+        return ""
+    return (
+        " Another scale of the embedding keeps the function that the model computes, "
+        f"so its training was broken where it ended far above: {', '.join(found)}. "
+        "Ratios of these rows say nothing about the scale."
+    )
 
 
 def table(done: list[dict[str, Any]]) -> Table:

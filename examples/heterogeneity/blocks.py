@@ -56,7 +56,7 @@ class Instruments:
         loss, gradient = self._gradient(params, self.batch)
         ends = self._ends(params, self.batch)
         curvatures: Numbers = {
-            name: max(abs(end) for end in both if end is not None)
+            name: max(abs(end) for end in both)  # the spectral norm, on every model
             for name, both in ends.items()
         }
         described = self._describe(gradient, curvatures)

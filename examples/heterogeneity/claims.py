@@ -6,8 +6,9 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from examples.heterogeneity.reading import Summary, finite, head_norms, name
+from examples.heterogeneity.reading import Summary, head_norms, name, paired
 from examples.lab.directions import finite_mean
+from examples.lab.statistics import Interval, bootstrap
 from examples.lab.tables import Table
 
 SGD = ("plain_sgd", "heavy_ball_sgd")
@@ -79,28 +80,35 @@ def gap(run: Summary) -> float:
 
 def _gap(runs: Sequence[Summary]) -> list[str]:
     """Sign-based optimizers end lower than SGD."""
-    gaps = {name(run): gap(run) for run in runs}
-    separate = sum(apart(run) for run in runs)
+    gaps = {name(run): interval(run) for run in runs}
     return [
         "sign SGD ends at a lower training loss than SGD (both with or without "
-        "momentum, the better one)",
-        ", ".join(f"{who} {found:+.3f}" for who, found in gaps.items()),
-        f"{sum(found > 0 for found in gaps.values())} of {len(gaps)} runs; in "
-        f"{separate} all seeds of the one are below all of the other",
+        "momentum, the one with the lower mean; SGD minus sign SGD seed by seed, 95 % "
+        "bootstrap over the seeds)",
+        ", ".join(f"{who} {found or '-'}" for who, found in gaps.items()),
+        f"{sum(gap(run) > 0 for run in runs)} of {len(gaps)} runs; in "
+        f"{sum(map(clear, runs))} the "
+        "interval is above 0",
     ]
 
 
-def apart(run: Summary) -> bool:
-    """Whether all seeds of the better sign SGD are below those of the better SGD."""
-    sign, sgd = (_seeds_of_best(run, names) for names in (SIGN, SGD))
-    return bool(sign and sgd) and max(sign) < min(sgd)
+def interval(run: Summary) -> Interval | None:
+    """How much lower the better sign SGD ends, seed by seed; None of one seed."""
+    found = paired(*(_losses_of_best(run, names) for names in (SGD, SIGN)))
+    return bootstrap(found) if len(found) > 1 else None
 
 
-def _seeds_of_best(run: Summary, optimizers: Sequence[str]) -> list[float]:
-    """The losses of the optimizer with the lowest mean."""
+def clear(run: Summary) -> bool:
+    """Whether the interval is above 0."""
+    found = interval(run)
+    return found is not None and found.low > 0
+
+
+def _losses_of_best(run: Summary, optimizers: Sequence[str]) -> list[float | None]:
+    """The losses of the optimizer with the lowest mean, by seed."""
     found = [one for optimizer in optimizers if (one := _of(run, optimizer))]
     best = min(found, key=lambda one: finite_mean(one["losses"]), default=None)
-    return finite(best["losses"]) if best else []
+    return list(best["losses"]) if best else []
 
 
 def _predicted(runs: Sequence[Summary]) -> list[str]:
@@ -110,17 +118,48 @@ def _predicted(runs: Sequence[Summary]) -> list[str]:
     gaps = [gap(run) for run in known]
     claim = (
         "Lambda_G / Lambda_P at the start predicts SGD's gap across models (holds "
-        "above a correlation of 0.5)"
+        "where the 95 % interval of the correlation is above 0, fails where it is "
+        "below 0.5)"
     )
-    if len(known) < 3:
-        return [claim, "fewer than three runs", "-"]
+    if len(known) < 5:
+        return [claim, "fewer than five runs", "-"]
     found: Any = spearmanr(ratios, gaps)
-    correlation = found.statistic
+    low, high = fisher(found.statistic, len(known))
+    holds = "yes" if low > 0 else "**no**" if high < 0.5 else "inconclusive"
     return [
         claim,
-        f"Spearman {correlation:.2f} over {len(known)} runs",
-        "yes" if correlation > 0.5 else "**no**",
+        f"Spearman {found.statistic:.2f} ({low:.2f} to {high:.2f}) over {len(known)} "
+        f"runs{_of_other_curvature(known)}",
+        holds,
     ]
+
+
+def fisher(correlation: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a rank correlation, by Fisher's transformation."""
+    if abs(correlation) >= 1:
+        return correlation, correlation
+    middle = math.atanh(correlation)
+    width = 1.96 * math.sqrt(1.06 / (count - 3))
+    return math.tanh(middle - width), math.tanh(middle + width)
+
+
+def largest_alone(run: Summary) -> bool:
+    """Whether a block's curvature is its largest eigenvalue, not its spectral norm.
+
+    So it was where convolutions are slow, before both ends were taken everywhere.
+    """
+    blocks = (b for moment in run["moments"] for b in moment["blocks"].values())
+    return any(block["bottom"] is None for block in blocks)
+
+
+def _of_other_curvature(runs: Sequence[Summary]) -> str:
+    named = [name(run) for run in runs if largest_alone(run)]
+    if not named:
+        return ""
+    return (
+        f"; curvature is the largest eigenvalue in {', '.join(named)}, the spectral "
+        "norm elsewhere"
+    )
 
 
 def _correlated(runs: Sequence[Summary]) -> list[str]:
@@ -163,18 +202,33 @@ def _bounded(runs: Sequence[Summary]) -> list[list[str]]:
 
 
 def _momentum(runs: Sequence[Summary]) -> list[str]:
-    """Momentum keeps the head of sign SGD from growing, with many classes."""
-    many = [run for run in runs if run["settings"]["counts"]["classes"] > _FEW]
-    found = {
-        name(run): (growth(run, "plain_sign_sgd"), growth(run, "sign_sgd"))
-        for run in many
-    }
+    """Momentum keeps the head of sign SGD from growing, with many classes.
+
+    Heads grow with the learning rate, so only equal ones can be compared.
+    """
+    found, apart_by = {}, []
+    for run in runs:
+        if run["settings"]["counts"]["classes"] <= _FEW:
+            continue
+        rates = [rate_of(run, one) for one in SIGN]
+        if rates[0] == rates[1]:
+            found[name(run)] = [growth(run, one) for one in SIGN]
+        else:
+            apart_by.append(f"{name(run)} ({rates[0]:g} and {rates[1]:g})")
+    compared = ", ".join(f"{who} {a:.2f} and {b:.2f}" for who, (a, b) in found.items())
+    left_out = f"not comparable, at other learning rates: {', '.join(apart_by)}"
+    held = sum(a > b for a, b in found.values())
     return [
         "with many classes, momentum keeps sign SGD's linear head from growing (norm "
-        "at the end / at the start, without momentum and with)",
-        ", ".join(f"{who} {a:.2f} and {b:.2f}" for who, (a, b) in found.items()) or "-",
-        f"{sum(a > b for a, b in found.values())} of {len(found)} runs",
+        "at the end / at the start, without momentum and with, at equal rates)",
+        "; ".join(filter(None, [compared, left_out if apart_by else ""])) or "-",
+        f"{held} of {len(found)} runs" if found else "not measured",
     ]
+
+
+def rate_of(run: Summary, optimizer: str) -> float:
+    one = _of(run, optimizer)
+    return one["learning_rate"] if one else math.nan
 
 
 def complexity_ratio(moment: Mapping[str, Any]) -> float:

@@ -1,18 +1,17 @@
 """Gradient heterogeneity and optimizers: `python -m examples.heterogeneity`.
 
 The experiments of Tomihari and Sato's second paper on one task and model. Every
-optimizer trains at its own best learning rate (searched in half-decades by the final
-training loss, with seed 0) with several seeds; along Adam's training the blocks of the
-model are measured: gradient norms, curvature, what both mean for gradient and for sign
-descent, and what clipping does to it. The run folder gets tables and figures, which
-`examples.heterogeneity.report` makes again; `examples.heterogeneity.verdict` compares
-run folders. Interrupted, a run goes on with --resume.
+optimizer trains at its own best learning rate (searched in half-decades, under the
+rules of `examples.lab.contest`) with several seeds; along Adam's training the blocks of
+the model are measured: gradient norms, curvature, what both mean for gradient and for
+sign descent, and what clipping does to it. The run folder gets tables and figures,
+which `examples.heterogeneity.report` makes again; `examples.heterogeneity.verdict`
+compares run folders. Interrupted, a run goes on with --resume.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +19,17 @@ import numpy as np
 import optax
 from rich.console import Console
 
+from examples.data.batching import Arrays
 from examples.heterogeneity import calibration, report
 from examples.heterogeneity.blocks import Instruments
 from examples.heterogeneity.settings import Settings, load, step_count, step_rows
-from examples.lab import command_line, run_folder, sweep
+from examples.lab import command_line, contest, held_out, run_folder, sweep
 from examples.lab.files import Line
 from examples.lab.log import Log
 from examples.lab.optimizers import OPTIMIZERS, state_bytes
 from examples.lab.steps import Microbatches, Params, TrainState
 from examples.lab.sweep import Contender
-from examples.tasks.classification import IGNORED, ClassificationTask
+from examples.tasks.classification import ClassificationTask
 
 TRAJECTORY = "adam"  # whose training the blocks are measured along
 
@@ -65,13 +65,24 @@ def shape(name: str, steps: int) -> optax.Schedule:
     }[name]
 
 
-def main(settings: Settings, task: ClassificationTask) -> None:
+class Prepared(NamedTuple):
+    """A task, what keeps choosing and reporting apart, and the rows for it."""
+
+    task: ClassificationTask
+    rules: dict[str, Any]
+    validation: list[Arrays]
+    test: list[Arrays]
+
+
+def main(settings: Settings, prepared: Prepared) -> None:
     """Searches, repeats, measures, draws."""
-    folder, console = settings.folder(), Console()
+    folder, console, task = settings.folder(), Console(), prepared.task
     print(describe(settings, task), flush=True)
     runs = Log(folder / "runs.jsonl", sweep.said(console))
-    competition = Competition(settings, task, runs)
-    rates = {one: competition.best_rate(one) for one in settings.contenders()}
+    trainings = contest.Contest(*prepared, runs=runs)
+    rates = {
+        one: best_rate(settings, trainings, task, one) for one in settings.contenders()
+    }
     driver = Contender(TRAJECTORY, settings.fraction)
     if driver in rates:
         moments = Log(folder / "blocks.jsonl", sweep.said(console))
@@ -81,38 +92,32 @@ def main(settings: Settings, task: ClassificationTask) -> None:
         console.print(str(path), soft_wrap=True)
 
 
-class Competition:
-    """Trains with every rate and seed that is needed, each once."""
+def best_rate(
+    settings: Settings,
+    trainings: contest.Contest,
+    task: ClassificationTask,
+    contender: Contender,
+) -> float:
+    """Searches the learning rate of an optimizer and trains with every seed."""
+    steps = step_count(settings, task)
+    make, heads = optimizer(settings, contender, steps), HeadNorms(steps)
+    size = state_bytes(make(1.0), task.params)
+    trained = trainer(settings, task, make, watch=heads)
+    assess = assessor(task)
 
-    def __init__(self, settings: Settings, task: ClassificationTask, runs: Log) -> None:
-        self.settings, self.task, self.runs = settings, task, runs
-        self.steps = step_count(settings, task)
-        self.assess = assessor(task)
-
-    def best_rate(self, contender: Contender) -> float:
-        """By the final training loss with seed 0; the other seeds follow."""
-        make = optimizer(self.settings, contender, self.steps)
-        size = state_bytes(make(1.0), self.task.params)
-        heads = HeadNorms(self.steps)
-        train = trainer(self.settings, self.task, make, watch=heads)
-
-        def loss(rate: float, seed: int) -> float:
-            """The mean of the last steps; inf if it diverged."""
-            wanted = contender._asdict() | {"learning_rate": rate, "seed": seed}
-            known = wanted | {"state_bytes": size}
-            line = self.runs.once(known, lambda: self.outcome(train, heads, rate, seed))
-            return math.inf if line["loss"] is None else line["loss"]
-
-        return sweep.best_rate(contender.name, loss, self.settings.sizes().seeds)
-
-    def outcome(
-        self, train: Callable, heads: "HeadNorms", rate: float, seed: int
-    ) -> Line:
-        """What is kept of a training."""
+    def train(rate: float, seed: int) -> sweep.Trained:
         heads.found.clear()
-        trained = train(rate, seed, with_head_of(self.task, seed))
-        found = {**self.assess(trained.params), "head_norm": list(heads.found)}
-        return sweep.outcome_with_curve(trained.losses) | found
+        return trained(rate, seed, with_head_of(task, seed))
+
+    def more(params: Params, batches: list[Arrays]) -> Line:
+        return {**assess(params, batches), "head_norm": list(heads.found)}
+
+    return trainings.enter(
+        contender._asdict() | {"state_bytes": size},
+        train,
+        start=sweep.start(contender.name),
+        more=more,
+    )
 
 
 def trainer(
@@ -160,18 +165,18 @@ def with_head_of(task: ClassificationTask, seed: int) -> Params:
     return task.params | {"head": head}
 
 
-def assessor(task: ClassificationTask) -> Callable[[Params], Line]:
-    """Parameters -> the metrics on what is held out; none if they are not finite."""
-    batches = task.held_out_batches()
-    labels_N = np.concatenate([batch["labels"] for batch in batches])
-    given_N = labels_N != IGNORED
+def assessor(
+    task: ClassificationTask,
+) -> Callable[[Params, list[Arrays]], Line]:
+    """(parameters, batches) -> the metrics; none if they are not finite."""
     logits = jax.jit(lambda params, batch: task.logits(params, batch, None))
 
-    def assess(params: Params) -> Line:
+    def assess(params: Params, batches: list[Arrays]) -> Line:
+        labels_N = np.concatenate([batch["labels"] for batch in batches])
         logits_NxC = np.concatenate([logits(params, batch) for batch in batches])
         if not np.isfinite(logits_NxC).all():
             return {}
-        found = calibration.assess(logits_NxC[given_N], labels_N[given_N])
+        found = calibration.assess(logits_NxC, labels_N)
         return {name: round(value, 5) for name, value in found.items()}
 
     return assess
@@ -215,12 +220,15 @@ def describe(settings: Settings, task: ClassificationTask) -> str:
     )
 
 
-def prepare(settings: Settings) -> ClassificationTask:
+def prepare(settings: Settings) -> Prepared:
     """Everything that can be refused, before any work; claims the run folder last."""
     settings.check()
-    task = load(settings)
+    task, rules = load(settings), settings.rules()
+    parts = held_out.split(
+        task, validation_rows=rules["validation_rows"], test_rows=rules["test_rows"]
+    )
     run_folder.claim(settings, task.files, counts=task.counts())
-    return task
+    return Prepared(task, rules, *parts)
 
 
 def cli() -> None:

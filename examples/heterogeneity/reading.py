@@ -38,6 +38,14 @@ def finite(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
+def paired(
+    losses: Sequence[float | None], others: Sequence[float | None]
+) -> list[float]:
+    """Differences seed by seed, of the seeds with which neither diverged."""
+    both = zip(losses, others, strict=False)  # one may have fewer seeds
+    return [a - b for a, b in both if a is not None and b is not None]
+
+
 def head_norms(one: Mapping[str, Any]) -> tuple[float, float]:
     """The norm of an optimizer's linear head at the start and at the end."""
     first, last = (finite_mean([x[i][1] for x in one["head_norms"]]) for i in (0, -1))

@@ -15,7 +15,7 @@ from examples.heterogeneity import plots
 from examples.heterogeneity.reading import METRICS, Summary, name
 from examples.heterogeneity.tables import make_tables
 from examples.lab import command_line, files, provenance, run_folder, tables
-from examples.lab.winners import winners
+from examples.lab.winners import Rules, winners
 
 
 def write(folder: Path) -> list[Path]:
@@ -34,13 +34,17 @@ def write(folder: Path) -> list[Path]:
 
 def summarise(folder: Path) -> Summary:
     """Writes summary.json, of all trainings that have ended so far."""
-    runs = files.read_lines(folder / "runs.jsonl")
-    best = winners(runs)
+    runs, content = (
+        files.read_lines(folder / "runs.jsonl"),
+        run_folder.read_settings(folder),
+    )
+    best = winners(runs, content["settings"])
     if not best:
         raise FileNotFoundError(f"{folder}: no training has ended there yet.")
-    sweep = ("name", "fraction", "learning_rate", "loss")
+    rules = Rules.of(content["settings"])
+    sweep = ("name", "fraction", "learning_rate", rules.chosen_by)
     summary = {
-        **run_folder.read_settings(folder),
+        **content,
         "optimizers": [
             {
                 "name": optimizer,
@@ -48,13 +52,18 @@ def summarise(folder: Path) -> Summary:
                 "learning_rate": runs[0]["learning_rate"],
                 "state_bytes": runs[0]["state_bytes"],
                 "losses": [run["loss"] for run in runs],
+                **(
+                    {"test_losses": [run["test_loss"] for run in runs]}
+                    if rules.apart
+                    else {}
+                ),
                 **{m: [run.get(m) for run in runs] for m in METRICS},
                 "head_norms": [run["head_norm"] for run in runs],
                 "curves": [run["losses"] for run in runs],
             }
             for (optimizer, fraction), runs in best.items()
         ],
-        "sweep": [{k: run[k] for k in sweep} for run in runs if not run["seed"]],
+        "sweep": [{k: run[k] for k in sweep} for run in rules.choosing(runs)],
         "moments": files.read_lines(folder / "blocks.jsonl"),
     }
     files.write_json(folder / "summary.json", summary)
@@ -69,8 +78,7 @@ def introduction(summary: Summary) -> str:
     return (
         f"{settings['counts']['train']:,} rows of {settings['counts']['classes']} "
         f"classes; steps of {batch}, gradients {clip}, a {settings['schedule']} "
-        "schedule. Learning rates were chosen by the final training loss with seed 0, "
-        "which is one of the seeds in the means."
+        f"schedule. {Rules.of(settings).said()}"
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from examples.lab import sweep
+from examples.lab import contest, sweep
 from examples.lab.optimizers import (
     OPTIMIZERS,
     SECOND_PAPER,
@@ -25,8 +25,9 @@ class Preset(NamedTuple):
     batch_size: int
     max_length: int  # tokens
     rows: int | None  # to train on; all if None
-    held_out: int
-    seeds: int
+    validation_rows: int  # to choose a learning rate by
+    test_rows: int  # to report
+    seeds: int  # that are reported
     fractions: tuple[float, ...]  # other ones for clipped SGD
     measured_rows: int  # in the batch that the blocks are measured on
     moments: tuple[float, ...]  # fractions of the steps after which that is done
@@ -36,12 +37,12 @@ class Preset(NamedTuple):
 _CLIPPED = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 0.9)
 
 PRESETS = {
-    "tiny": Preset(2, 0, 4, 8, 16, 8, 2, (0.5,), 4, (0.0, 1.0), (0.001, 0.05)),
+    "tiny": Preset(2, 0, 4, 8, 16, 4, 4, 3, (0.5,), 4, (0.0, 1.0), (0.001, 0.05)),
     "laptop": Preset(
-        100, 0, 16, 32, None, 256, 5, (0.01, 0.5), 32, (0.0, 0.5, 1.0), _CLIPPED
+        100, 0, 16, 32, None, 64, 256, 5, (0.01, 0.5), 32, (0.0, 0.5, 1.0), _CLIPPED
     ),
     "paper": Preset(
-        0, 20, 32, 128, None, 4096, 5, (0.01, 0.5), 32, (0.0, 0.5, 1.0), _CLIPPED
+        0, 20, 32, 128, None, 1024, 4096, 5, (0.01, 0.5), 32, (0.0, 0.5, 1.0), _CLIPPED
     ),
 }
 
@@ -113,7 +114,13 @@ class Settings:
             del fields[name]
         if self.model != "pretrained":
             fields["init"] = None
-        return {**fields, **self.sizes()._asdict()}
+        return {**fields, **self.sizes()._asdict(), **self.rules()}
+
+    def rules(self) -> dict[str, Any]:
+        """What keeps choosing and reporting apart."""
+        names = ("seeds", "validation_rows", "test_rows")
+        sizes = {name: getattr(self.sizes(), name) for name in names}
+        return contest.recorded(**sizes, tail=sweep.TAIL)
 
 
 def load(settings: Settings) -> ClassificationTask:
@@ -123,7 +130,8 @@ def load(settings: Settings) -> ClassificationTask:
         "model": settings.model,
         "init": settings.init,
         "batch_size": sizes.batch_size,
-        "held_out": sizes.held_out,
+        # Some may be trained on too.
+        "held_out": 2 * (sizes.validation_rows + sizes.test_rows),
         "seed": 0,
         "rows": sizes.rows,
     }

@@ -9,11 +9,13 @@ from examples.heterogeneity.reading import (
     clippings,
     finite,
     head_norms,
+    paired,
 )
 from examples.lab.directions import finite_mean
 from examples.lab.optimizers import label
+from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table
-from examples.lab.winners import sweep_table
+from examples.lab.winners import Rules, sweep_table
 
 _READINGS = {"l2": "norms", "rms": "norms per parameter", "squared": "squared norms"}
 
@@ -21,7 +23,8 @@ _READINGS = {"l2": "norms", "rms": "norms per parameter", "squared": "squared no
 def make_tables(summary: Summary) -> list[Table]:
     """Everything in numbers."""
     moments = summary["moments"]
-    found = [_ranking(summary), sweep_table(summary["sweep"])]
+    rules = Rules.of(summary["settings"])
+    found = [_ranking(summary), sweep_table(summary["sweep"], rules)]
     if moments:
         found += [
             _heterogeneity(moments),
@@ -36,6 +39,7 @@ def make_tables(summary: Summary) -> list[Table]:
 def _ranking(summary: Summary) -> Table:
     """The lowest training loss first; what diverged is counted, not left out."""
     ranked = sorted(summary["optimizers"], key=lambda one: finite_mean(one["losses"]))
+    plain = next((o["losses"] for o in ranked if o["name"] == "plain_sgd"), [])
     rows = []
     for one in ranked:
         losses = finite(one["losses"])
@@ -48,19 +52,23 @@ def _ranking(summary: Summary) -> Table:
                 f"**{finite_mean(losses):.3f}**",
                 f"{min(losses):.3f} to {max(losses):.3f}"
                 + (f", {diverged} diverged" if diverged else ""),
+                _difference(one["losses"], plain),
                 *(f"{finite_mean(one[metric]):.3f}" for metric in METRICS),
                 f"{last / first:.2f}",
             ]
         )
     seeds = max(len(one["losses"]) for one in summary["optimizers"])
     return Table(
-        f"Final training loss at the best learning rate, {seeds} seeds, and what is "
-        "held out",
+        f"Final training loss at the best learning rate, {seeds} seeds (differences: "
+        "95 % bootstrap over the seeds that both have, for "
+        f"{len(ranked) - bool(plain)} comparisons, none corrected), and what is held "
+        "out",
         [
             "optimizer",
             "learning rate",
             "training loss",
             "lowest to highest",
+            "minus SGD without momentum, seed by seed",
             "accuracy",
             "NLL",
             "Brier",
@@ -69,6 +77,12 @@ def _ranking(summary: Summary) -> Table:
         ],
         rows,
     )
+
+
+def _difference(losses: Sequence[float | None], others: Sequence[float | None]) -> str:
+    """On the same batches; SGD itself is not compared."""
+    found = paired(losses, others)
+    return str(bootstrap(found)) if found and losses is not others else "-"
 
 
 def _heterogeneity(moments: Sequence[Moment]) -> Table:

@@ -20,6 +20,7 @@ from examples.heterogeneity.claims import (
     complexity_ratio,
     growth,
     loss_of,
+    rate_of,
 )
 from examples.heterogeneity.reading import Summary, clippings, name
 from examples.heterogeneity.report import introduction
@@ -95,13 +96,14 @@ def heads(runs: Sequence[Summary]) -> Table:
     """Norm of the linear head at the end, relative to the start."""
     names = [*SGD, *SIGN, "adam"]
     return Table(
-        "Growth of the linear head: norm at the end / at the start",
+        "Growth of the linear head: norm at the end / at the start (learning rate: a "
+        "head grows with it, so only equal ones compare)",
         ["", "classes", *(label(one, 0) for one in names)],
         [
             [
                 name(run),
                 str(run["settings"]["counts"]["classes"]),
-                *(f"{growth(run, one):.2f}" for one in names),
+                *(f"{growth(run, one):.2f} ({rate_of(run, one):g})" for one in names),
             ]
             for run in runs
         ],

@@ -2,8 +2,12 @@
 
 steps.py          one training step, and the one loop over steps that all programs have
 training.py       that loop with a run folder: interruptible, resumable
-sweep.py          the best learning rate of each optimizer, and several seeds of it
+contest.py        the rules of a comparison: what chooses a rate is not reported
+held_out.py       rows that nothing is trained on: to choose by, report, measure on
+sweep.py          the search of a learning rate, and trainings at it
 winners.py        what a sweep found: winners, the table of rates
+swept.py          the rate that a committed sweep found on a task
+statistics.py     intervals over seeds
 curves.py         their loss curves, a band over the seeds for each
 optimizers.py     the optimizers by name
 directions.py     pseudo-updates of many optimizers on one trajectory

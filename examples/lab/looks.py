@@ -26,6 +26,7 @@ COLOURS = {
     "norm_clipped_sgd": "#8C564B",
     "adamw": "#003F6B",
     "muon": "#000000",
+    "scale": "#7A5195",
     "plain_sgd": "#F0A070",
     "heavy_ball_sgd": "#A04000",
     "plain_sign_sgd": "#AAAAAA",

@@ -1,11 +1,12 @@
 """The optimizers that the examples choose from, by name, and their learning rates."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -58,6 +59,46 @@ def _sign_sgd(rate: Any, _: float) -> optax.GradientTransformation:
     )
 
 
+def _scale(rate: Any, _: float) -> optax.GradientTransformation:
+    """SCALE (Glentis et al., 2506.16659): columns of norm 1, momentum at the output.
+
+    A column goes along the outputs of a layer. The output layer is the head, or the
+    embedding where that is tied to it; vectors are Adam's, as in the authors' program.
+    """
+    output = optax.chain(optax.ema(0.9, debias=False), _unit_columns(0))
+    kinds: dict[Hashable, optax.GradientTransformation] = {
+        "output": output,
+        "matrix": _unit_columns(-1),
+        "vector": optax.scale_by_adam(),
+    }
+
+    def kind_of(params: Any) -> Any:
+        paths = jax.tree_util.tree_leaves_with_path(params)
+        names = {jax.tree_util.keystr(path) for path, _ in paths}
+        head = "['head']['kernel']"
+        last = head if head in names else "['embed']['embedding']"
+
+        def kind(path: Any, leaf: jax.Array) -> str:
+            is_last = jax.tree_util.keystr(path) == last
+            return "vector" if leaf.ndim < 2 else "output" if is_last else "matrix"
+
+        return jax.tree_util.tree_map_with_path(kind, params)
+
+    return optax.chain(
+        optax.partition(kinds, kind_of), optax.scale_by_learning_rate(rate)
+    )
+
+
+def _unit_columns(axis: int) -> optax.GradientTransformation:
+    """Divides what lies along the axis by its norm; zeros stay zero."""
+
+    def unit(leaf: jax.Array) -> jax.Array:
+        norm = jnp.linalg.norm(leaf, axis=axis, keepdims=True)
+        return jnp.where(norm == 0, leaf, leaf / jnp.where(norm == 0, 1, norm))
+
+    return optax.stateless(lambda updates, _: jax.tree.map(unit, updates))
+
+
 def _plain_sign_sgd(rate: Any, _: float) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(rate))
 
@@ -94,6 +135,7 @@ OPTIMIZERS: Mapping[str, Factory] = {
     "norm_clipped_sgd": _norm_clipped_sgd,
     "adamw": lambda rate, _: optax.adamw(rate, weight_decay=0.01),
     "muon": lambda rate, _: optax.contrib.muon(rate),
+    "scale": _scale,
     "plain_sgd": lambda rate, _: optax.sgd(rate),
     "heavy_ball_sgd": lambda rate, _: optax.sgd(rate, momentum=0.9),
     "plain_sign_sgd": _plain_sign_sgd,
@@ -124,7 +166,7 @@ LONG_VERSION = (
 LONG_VERSION_FRACTION = 0.5
 
 # Today's competitors of clipped SGD.
-TODAYS = ("norm_clipped_sgd", "adamw", "lion", "muon")
+TODAYS = ("norm_clipped_sgd", "sign_sgd", "adamw", "lion", "muon", "scale")
 
 # The second paper's six, Adam's epsilon from a hard sign to a soft one, and ours.
 SECOND_PAPER = (
@@ -153,6 +195,7 @@ _LABELS = {
     "norm_clipped_sgd": "SGD, norm clipped to 1",
     "adamw": "AdamW",
     "muon": "Muon",
+    "scale": "SCALE",
     "plain_sgd": "SGD without momentum",
     "heavy_ball_sgd": "SGD, heavy ball",
     "plain_sign_sgd": "sign SGD without momentum",

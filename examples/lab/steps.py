@@ -43,9 +43,7 @@ def train_step(
     microbatches: Microbatches | None = None,
 ) -> Step:
     """(state, batch, key) -> (state, metrics), jitted; the old state is given away."""
-    value_and_grad = jax.value_and_grad(loss)
-    if microbatches:
-        value_and_grad = _accumulated(loss, microbatches)
+    value_and_grad = gradient_of(loss, microbatches)
 
     def step(
         state: TrainState, batch: Batch, key: jax.Array
@@ -58,6 +56,13 @@ def train_step(
         return TrainState(params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def gradient_of(loss: Loss, microbatches: Microbatches | None = None) -> Callable:
+    """(parameters, batch, key) -> loss and gradient, in microbatches if need be."""
+    if microbatches:
+        return _accumulated(loss, microbatches)
+    return jax.value_and_grad(loss)
 
 
 def updates(

@@ -1,7 +1,8 @@
 """The best learning rate of each optimizer, and trainings with several seeds at it.
 
 Rates are half-decades. The search walks in decades until the best one has a worse one
-on both sides, then tries the half-decades beside it.
+on both sides, then in half-decades. Which trainings may choose a rate and which are
+reported is what `examples.lab.contest` has rules for.
 """
 
 import dataclasses
@@ -40,6 +41,7 @@ _START = {
     "adam_eps_1": 0,
 }
 _START_ELSEWHERE = -5
+STRIDES = 2, 1  # of the search, in half-decades
 _FARTHEST = 16  # half-decades from the start, where something else must be wrong
 
 
@@ -59,25 +61,20 @@ def contenders(
     return first + (others if "clipped_sgd" in names else [])
 
 
-def search(loss: Callable[[int], float], start: int) -> int:
+def search(
+    loss: Callable[[int], float], start: int, strides: Sequence[int] = STRIDES
+) -> int:
     """The half-decade with the lowest loss, with a worse one on both sides.
 
     `loss` may be asked for the same half-decade again, and returns inf for a run that
     diverged.
     """
     best = start
-    while (better := _lowest(loss, best, 2)) != best:
-        best = better
-        if abs(best - start) > _FARTHEST:
-            raise ValueError(f"no best learning rate as far as {rate(best):g}.")
-    return _lowest(loss, best, 1)
-
-
-def best_rate(name: str, loss: Callable[[float, int], float], seeds: int) -> float:
-    """An optimizer's learning rate by `loss(rate, seed=0)`; then come other seeds."""
-    best = rate(search(lambda half: loss(rate(half), 0), start(name)))
-    for seed in range(1, seeds):
-        loss(best, seed)
+    for stride in strides:
+        while (better := _lowest(loss, best, stride)) != best:
+            best = better
+            if abs(best - start) > _FARTHEST:
+                raise ValueError(f"no best learning rate as far as {rate(best):g}.")
     return best
 
 
@@ -147,25 +144,30 @@ def by_name(name: str, fraction: float) -> Callable[[Any], Any]:
     return lambda rate: OPTIMIZERS[name](rate, fraction)
 
 
-def outcome(losses: Sequence[float]) -> Line:
+def half_decade(rate: float) -> int:
+    """The half-decade nearest to a learning rate."""
+    return round(2 * math.log10(rate))
+
+
+def outcome(losses: Sequence[float], tail: int = TAIL) -> Line:
     """What is kept of a run; the loss of a diverged one is None."""
     finite = math.isfinite(losses[-1])
     return {
-        "loss": round(train_loss(losses), 5) if finite else None,
+        "loss": round(train_loss(losses, tail), 5) if finite else None,
         "first_loss": round(losses[0], 5),
         "diverged": None if finite else len(losses) - 1,
     }
 
 
-def outcome_with_curve(losses: Sequence[float]) -> Line:
+def outcome_with_curve(losses: Sequence[float], tail: int = TAIL) -> Line:
     """The same, and every loss."""
     curve = [round(x, 4) for x in losses if math.isfinite(x)]
-    return {**outcome(losses), "losses": curve}
+    return {**outcome(losses, tail), "losses": curve}
 
 
-def train_loss(losses: Sequence[float]) -> float:
+def train_loss(losses: Sequence[float], tail: int = TAIL) -> float:
     """One number for a run: the mean loss of its last steps."""
-    return float(np.mean(losses[-TAIL:]))
+    return float(np.mean(losses[-tail:]))
 
 
 def said(console: Console) -> Callable[[Line], None]:

@@ -1,9 +1,11 @@
 """What a sweep found: the winners, and the table of all learning rates.
 
-A run is a line of a sweep's log: name, fraction, learning_rate, seed, loss, losses.
+A run is a line of a sweep's log: name, fraction, learning_rate, seed, loss, losses, and
+under the rules of `examples.lab.contest` a validation_loss or a test_loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,16 +16,77 @@ from examples.lab.tables import Table
 Winners = dict[tuple[str, float], list[Line]]  # by optimizer and fraction: one per seed
 
 
-def winners(runs: Sequence[Line]) -> Winners:
-    """The runs at the learning rate that was best with seed 0, in the order run."""
-    best: Winners = {}
-    for key in dict.fromkeys((run["name"], run["fraction"]) for run in runs):
-        own = [run for run in runs if (run["name"], run["fraction"]) == key]
-        finite = [run for run in own if not run["seed"] and run["loss"] is not None]
-        if finite:
-            rate = min(finite, key=lambda run: run["loss"])["learning_rate"]
-            best[key] = [run for run in own if run["learning_rate"] == rate]
+class Rules(NamedTuple):
+    """By which runs and numbers a rate was chosen, and which are reported."""
+
+    selection_seed: int
+    apart: bool  # whether what chose is not reported
+    chosen_by: str
+    reported: str
+    seeds: int
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Rules":
+        """What the settings of a run record.
+
+        Those from before `examples.lab.contest` have no selection seed: their rates
+        were chosen by the training loss with seed 0, which is in the reported means.
+        """
+        seed, seeds = settings.get("selection_seed"), settings.get("seeds", 1)
+        if seed is None:
+            return cls(0, False, "loss", "loss", seeds)
+        return cls(seed, True, "validation_loss", "test_loss", seeds)
+
+    def choosing(self, runs: Sequence[Line]) -> list[Line]:
+        """The runs that chose."""
+        return [run for run in runs if run["seed"] == self.selection_seed]
+
+    def said(self) -> str:
+        """How the rates were chosen, in a sentence."""
+        if not self.apart:
+            return (
+                "The rate was chosen by the final training loss with seed 0, which is "
+                "one of the seeds in the means."
+            )
+        return (
+            "The rate was chosen by the final loss on validation rows, in trainings "
+            f"with a seed of their own ({self.selection_seed}) that are in no mean, "
+            "and has a worse one on both sides."
+        )
+
+
+def winners(runs: Sequence[Line], settings: Mapping[str, Any]) -> Winners:
+    """The reported runs at the learning rate that was chosen, in the order run.
+
+    Where choosing and reporting are apart, an optimizer is there when all of its seeds
+    are, and its rate has others on both sides.
+    """
+    rules, best = Rules.of(settings), Winners()
+    for key, own in _by_optimizer(runs).items():
+        finite = [r for r in rules.choosing(own) if r[rules.chosen_by] is not None]
+        if not finite:
+            continue
+        rate = min(finite, key=lambda run: run[rules.chosen_by])["learning_rate"]
+        at_best = [run for run in own if run["learning_rate"] == rate]
+        if rules.apart:
+            tried = [run["learning_rate"] for run in rules.choosing(own)]
+            at_best = [r for r in at_best if r["seed"] != rules.selection_seed]
+            if len(at_best) < rules.seeds or not min(tried) < rate < max(tried):
+                continue
+        best[key] = at_best
     return best
+
+
+def unfinished(runs: Sequence[Line], best: Winners) -> list[tuple[str, float]]:
+    """The optimizers that have runs, and not yet all of them."""
+    return [key for key in _by_optimizer(runs) if key not in best]
+
+
+def _by_optimizer(runs: Sequence[Line]) -> dict[tuple[str, float], list[Line]]:
+    found: dict[tuple[str, float], list[Line]] = {}
+    for run in runs:
+        found.setdefault((run["name"], run["fraction"]), []).append(run)
+    return found
 
 
 def at_fraction(best: Winners, fraction: float) -> Winners:
@@ -31,25 +94,39 @@ def at_fraction(best: Winners, fraction: float) -> Winners:
     return {key: runs for key, runs in best.items() if key[1] == fraction}
 
 
-def mean_loss(runs: Sequence[Line]) -> float:
+def mean(runs: Sequence[Line], what: str = "loss") -> float:
     """Over the seeds that did not diverge; inf if all did."""
-    finite = [run["loss"] for run in runs if run["loss"] is not None]
+    finite = [run[what] for run in runs if run[what] is not None]
     return float(np.mean(finite)) if finite else float("inf")
 
 
-def sweep_table(runs: Sequence[Line]) -> Table:
-    """Every learning rate that was tried with seed 0."""
+def differences(
+    runs: Sequence[Line], others: Sequence[Line], what: str = "loss"
+) -> list[float]:
+    """What the same batches came to: seeds differ more than optimizers do."""
+    losses = {run["seed"]: run[what] for run in others if run[what] is not None}
+    return [
+        run[what] - losses[run["seed"]]
+        for run in runs
+        if run[what] is not None and run["seed"] in losses
+    ]
+
+
+def sweep_table(runs: Sequence[Line], rules: Rules) -> Table:
+    """Every learning rate that was tried, of the runs that chose."""
+    what = rules.chosen_by
     rates = sorted({run["learning_rate"] for run in runs})
-    losses = {(r["name"], r["fraction"], r["learning_rate"]): r["loss"] for r in runs}
     rows = []
-    for name, fraction in dict.fromkeys((r["name"], r["fraction"]) for r in runs):
+    for (name, fraction), own in _by_optimizer(runs).items():
+        losses = {run["learning_rate"]: run[what] for run in own}
         row = [label(name, fraction)]
         for rate in rates:
-            loss = losses.get((name, fraction, rate), "")
+            loss = losses.get(rate, "")
             row.append("diverged" if loss is None else loss and f"{loss:.3f}")
         rows.append(row)
+    kind = "validation loss, " if rules.apart else ""
     return Table(
-        "Every learning rate that was tried, seed 0",
+        f"Every learning rate that was tried, {kind}seed {rules.selection_seed}",
         ["", *(f"{rate:g}" for rate in rates)],
         rows,
     )

@@ -23,7 +23,8 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from examples.models.t5 import Params
+from examples.data import pointers
+from examples.models.functional import Params
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -31,6 +32,13 @@ INDEX = "model.safetensors.index.json"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 READABLE = ("F64", "F32", "F16", "BF16")
 VOCABULARY = ("spiece.model", "tokenizer.json", "vocab.*", "merges.txt")
+OTHER_FORMATS = ("pytorch_model*.bin", "tf_model*.h5", "flax_model*.msgpack")
+CONVERT = (
+    "Weights in another format are not read: where PyTorch is, convert them by `python "
+    '-c "import torch; from safetensors.torch import save_file; save_file({k: '
+    "x.contiguous().clone() for k, x in torch.load('pytorch_model.bin', "
+    "weights_only=True).items()}, 'model.safetensors')\"`."
+)
 
 Keys = tuple[str | int, ...]
 
@@ -67,14 +75,18 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
-        raise FileNotFoundError(f"{folder}: neither {WEIGHTS} nor {INDEX} is there.")
+        others = sorted(p.name for x in OTHER_FORMATS for p in folder.glob(x))
+        found = f", but {_listed(others)}" if others else ""
+        raise FileNotFoundError(
+            f"{folder}: neither {WEIGHTS} nor {INDEX} is there{found}. {CONVERT}"
+        )
     try:
         shards = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{folder / INDEX}: expected a JSON object with a weight_map ({error!r})."
         ) from error
-    missing = sorted(shard for shard in shards if not (folder / shard).is_file())
     if missing:
         raise FileNotFoundError(
             f"{folder}: {INDEX} names files that are missing: {', '.join(missing)}."
@@ -89,6 +101,7 @@ def read_config(
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: {CONFIG} is missing.")
+    pointers.refuse(path)
     try:
         raw = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
@@ -146,29 +159,31 @@ def read_params(
     shapes: Mapping[Keys, tuple[int, ...]],
     *,
     model: str,
-    copies: Mapping[str, str],
+    aliases: Mapping[str, Collection[str]],
     unused: Collection[str],
     dtype: DTypeLike,
 ) -> Params:
     """The weights at the keys that `names` gives to their tensors.
 
-    `copies` are tensors that may be there besides and must equal another; `unused` ones
-    may be anything.
+    `aliases` are further names of a tensor: any of them will do, and several must be
+    equal. `unused` tensors may be anything.
     """
     expected = {name: _to_torch(keys, shapes[keys]) for name, keys in names.items()}
-    _check_headers(folder, tensors, expected, model, ignored={*copies, *unused})
-    for copy in sorted(copies.keys() & tensors.keys()):
-        if not np.array_equal(tensors[copy][:], tensors[copies[copy]][:]):
-            raise ValueError(
-                f"{folder}: {copy} differs from {copies[copy]}, "
-                f"but {CONFIG} says that they are the same."
-            )
-    return unflatten_dict(
-        {
-            keys: jnp.asarray(_from_torch(keys, tensors[name][:]), dtype)
-            for name, keys in names.items()
-        }
-    )
+    tensors = {name: x for name, x in tensors.items() if name not in unused}
+    for name, others in aliases.items():
+        found = {k: tensors.pop(k) for k in (name, *others) if k in tensors}
+        for copy in found:
+            if not _equal(found[copy], tensors.setdefault(name, found[copy])):
+                raise ValueError(
+                    f"{folder}: {copy} differs from {next(iter(found))}, but to the "
+                    f"{model} of {CONFIG} they are one tensor."
+                )
+    _check_headers(folder, tensors, expected, model)
+    flat = {}
+    for name, keys in names.items():
+        x = _rounded(tensors[name][:], dtype, f"{folder}: {name}")
+        flat[keys] = jnp.asarray(_from_torch(keys, x))
+    return unflatten_dict(flat)
 
 
 def write(
@@ -196,14 +211,7 @@ def write(
             raise ValueError(
                 f"save: expected {name} of shape {expected}, got {exact.shape}."
             )
-        with np.errstate(over="ignore"):
-            rounded = np.ascontiguousarray(exact.astype(jnp.dtype(dtype)))
-        if np.isfinite(exact).all() and not np.isfinite(rounded).all():
-            raise ValueError(
-                f"save: {name} reaches {np.abs(exact).max():.3g}, beyond "
-                f"{jnp.dtype(dtype)}; use bfloat16 or float32."
-            )
-        tensors[name] = rounded
+        tensors[name] = np.ascontiguousarray(_rounded(exact, dtype, f"save: {name}"))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # transformers refuses files that do not name a framework.
@@ -212,6 +220,7 @@ def write(
 
 
 def _open(path: Path) -> Any:
+    pointers.refuse(path)
     try:
         return safe_open(path, framework="numpy")
     except SafetensorError as error:
@@ -223,7 +232,6 @@ def _check_headers(
     tensors: Mapping[str, Any],
     expected: Mapping[str, tuple[int, ...]],
     model: str,
-    ignored: Collection[str],
 ) -> None:
     got = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
     kinds = {name: tensor.get_dtype() for name, tensor in tensors.items()}
@@ -231,7 +239,7 @@ def _check_headers(
     complaints = {
         "missing tensors": [f"{k} {v}" for k, v in expected.items() if k not in got],
         f"tensors that this {model} does not have": [
-            f"{k} {v}" for k, v in got.items() if k not in expected and k not in ignored
+            f"{k} {v}" for k, v in got.items() if k not in expected
         ],
         "misshapen tensors": [
             f"{k} (expected {expected[k]}, got {got[k]})"
@@ -249,6 +257,25 @@ def _check_headers(
     ]
     if sentences:
         raise ValueError("\n".join(sentences))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two tensors in files are the same; what cannot be read is not."""
+    readable = {a.get_dtype(), b.get_dtype()} <= set(READABLE)
+    return a is b or (readable and np.array_equal(a[:], b[:]))
+
+
+def _rounded(exact: np.ndarray, dtype: DTypeLike, name: str) -> np.ndarray:
+    """A tensor in a `dtype`, refused where that makes numbers infinite."""
+    with np.errstate(over="ignore"):
+        rounded = exact.astype(jnp.dtype(dtype))
+    narrower = jnp.finfo(dtype).max < jnp.finfo(exact.dtype).max
+    if narrower and np.isfinite(exact).all() and not np.isfinite(rounded).all():
+        raise ValueError(
+            f"{name} reaches {np.abs(exact).max():.3g}, beyond {jnp.dtype(dtype)}; use "
+            "bfloat16 or float32."
+        )
+    return rounded
 
 
 def _to_torch(keys: Keys, x: Any) -> Any:

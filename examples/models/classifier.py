@@ -14,7 +14,7 @@ from flax import nnx
 
 from examples.models import functional
 from examples.models.encoder import Encoder, EncoderConfig, linear
-from examples.models.t5 import Array, Params, Rngs
+from examples.models.functional import Array, Params, Rngs
 
 
 class Classifier(Encoder):

@@ -14,11 +14,11 @@ from typing import Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from examples.data.batching import IGNORED as IGNORED
-from examples.models.t5 import Array, Embed, Params, Rngs, at_least_float32
+from examples.models import functional
+from examples.models.functional import Array, Embed, Params, Rngs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,7 @@ class LayerConfig(Protocol):
 
 def init(config: EncoderConfig, seed: int | Array) -> tuple[nnx.GraphDef, Params]:
     """Fresh float32 weights with the spread of BERT's; `seed` may be traced."""
-    graphdef, state = nnx.split(Encoder(config, nnx.Rngs(jax.random.key(seed))))
-    return graphdef, nnx.to_pure_dict(state)
+    return functional.split(Encoder(config, functional.rngs(seed)))
 
 
 def make_loss(graphdef: nnx.GraphDef, config: EncoderConfig) -> Callable[..., Array]:
@@ -113,16 +112,11 @@ def make_loss(graphdef: nnx.GraphDef, config: EncoderConfig) -> Callable[..., Ar
     def loss(
         params: Params, batch: Mapping[str, Array], dropout_key: Array | None = None
     ) -> Array:
-        model = nnx.merge(graphdef, params)
-        rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
+        model, rngs = nnx.merge(graphdef, params), functional.dropout_rngs(dropout_key)
         logits_BxMxV = model(batch["ids"], rngs, batch.get("positions"))
         labels_BxM = batch["labels"]
         given_BxM = labels_BxM != IGNORED
-        loss_BxM = optax.softmax_cross_entropy_with_integer_labels(
-            at_least_float32(logits_BxMxV), jnp.where(given_BxM, labels_BxM, 0)
-        )
-        total = loss_BxM.sum(where=given_BxM)
-        return total / jnp.maximum(label_count(batch), 1).astype(total.dtype)
+        return functional.mean_cross_entropy(logits_BxMxV, labels_BxM, given_BxM)
 
     return loss
 
@@ -171,7 +165,7 @@ class Encoder(nnx.Module):
             rows_BxL = real_BxL.cumsum(axis=1) * real_BxL + self.config.pad_token_id
         y_BxLxD = self.embed(ids_BxL) + self.position_embed(rows_BxL)
         y_BxLxD = self.embed_norm(y_BxLxD + self.type_embed(jnp.zeros_like(ids_BxL)))
-        y_BxLxD = _dropout(y_BxLxD, self.config.hidden_dropout_prob, rngs)
+        y_BxLxD = functional.dropout(y_BxLxD, self.config.hidden_dropout_prob, rngs)
         for layer in self.layers:
             y_BxLxD = layer(y_BxLxD, mask_Bx1xTxL, rngs)
         return self.norm(y_BxLxD) if self.config.norm_placement == "pre" else y_BxLxD
@@ -214,17 +208,12 @@ class Attention(nnx.Module):
         v_BxLxHxK = self.heads(self.value(y_BxLxD))
         q_BxTxHxK *= q_BxTxHxK.shape[-1] ** -0.5
         att_BxHxTxL = jnp.einsum("bthk,blhk->bhtl", q_BxTxHxK, k_BxLxHxK)
-        att_BxHxTxL = at_least_float32(att_BxHxTxL)
-        # Not -inf: a row of nothing but padding must not become NaN.
-        lowest = jnp.finfo(att_BxHxTxL.dtype).min
-        att_BxHxTxL = jnp.where(mask, att_BxHxTxL, lowest)
-        # As exp of a difference, for second derivatives: see the attention of t5.py.
-        att_BxHxTxL = jnp.exp(jax.nn.log_softmax(att_BxHxTxL)).astype(y_BxLxD.dtype)
+        att_BxHxTxL = functional.attend(att_BxHxTxL, mask, y_BxLxD.dtype)
         rate = self.config.attention_probs_dropout_prob
-        att_BxHxTxL = _dropout(att_BxHxTxL, rate, rngs)
+        att_BxHxTxL = functional.dropout(att_BxHxTxL, rate, rngs)
         y_BxTxHxK = jnp.einsum("bhtl,blhk->bthk", att_BxHxTxL, v_BxLxHxK)
         y_BxLxD = self.output(y_BxTxHxK.reshape(y_BxLxD.shape))
-        return _dropout(y_BxLxD, self.config.hidden_dropout_prob, rngs)
+        return functional.dropout(y_BxLxD, self.config.hidden_dropout_prob, rngs)
 
 
 class FeedForward(nnx.Module):
@@ -235,7 +224,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, y_BxLxD: Array, rngs: Rngs) -> Array:
         y_BxLxD = self.output(jax.nn.gelu(self.input(y_BxLxD), approximate=False))
-        return _dropout(y_BxLxD, self.config.hidden_dropout_prob, rngs)
+        return functional.dropout(y_BxLxD, self.config.hidden_dropout_prob, rngs)
 
 
 class Head(nnx.Module):
@@ -252,15 +241,10 @@ class Head(nnx.Module):
 
 
 def linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    normal = nnx.initializers.normal(0.02)
-    return nnx.Linear(inputs, outputs, kernel_init=normal, rngs=rngs)
+    return functional.linear(inputs, outputs, 0.02, rngs, use_bias=True)
 
 
 def layer_norm(config: LayerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     # The fast variance is a difference of squares, which cancels.
     D, epsilon = config.hidden_size, config.layer_norm_eps
     return nnx.LayerNorm(D, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
-
-
-def _dropout(y: Array, rate: float, rngs: Rngs) -> Array:
-    return nnx.Dropout(rate)(y, deterministic=rngs is None, rngs=rngs)

@@ -17,10 +17,11 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from examples.data import pointers
 from examples.models import checkpoint
 from examples.models.checkpoint import Keys
+from examples.models.functional import Params
 from examples.models.llama import LlamaConfig, init
-from examples.models.t5 import Params
 
 LAYER = {
     "attn_norm": ("attention_norm", "scale"),
@@ -62,6 +63,7 @@ def open_file(path: Path) -> File:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a GGUF file, found no such file.")
+    pointers.refuse(path)
     try:
         return File(path, gguf.GGUFReader(path))
     except (ValueError, IndexError, KeyError, OverflowError) as error:
@@ -96,7 +98,7 @@ def load(
         tensor_names(config),
         shapes,
         model="Llama",
-        copies={},
+        aliases={},
         unused=(),
         dtype=dtype,
     )

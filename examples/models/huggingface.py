@@ -19,28 +19,31 @@ from examples.models.t5 import Params, T5Config, init
 
 __all__ = ["WEIGHTS", "load", "local_folder", "save", "tensor_names", "weight_files"]
 
-# Copies of the embedding that some writers keep, and a bias that T5 never uses.
-COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# Other names of the embedding, and a bias that T5 never uses.
+EMBEDDING = "shared.weight"
+ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 UNUSED = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}
 
 
 def load(
     path_or_hub_name: str | Path, dtype: DTypeLike = jnp.float32
 ) -> tuple[T5Config, nnx.GraphDef, Params]:
-    """The configuration, graphdef and weights of a T5 (v1.0 or v1.1) checkpoint.
+    """The configuration, graphdef and weights of a T5 (v1.0 or v1.1) or mT5 checkpoint.
 
     A folder holds config.json and model.safetensors, or shards with their index, in
-    half, single or double precision. What is not a folder is fetched from the hub.
+    half, single or double precision. What is not a folder is fetched from the hub. The
+    embedding may have any of the names that writers give to it.
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
         ImportError, ConnectionError: not a folder, and the hub is out of reach.
-        ValueError: the checkpoint is not the T5 that its config.json describes.
+        ValueError: the checkpoint is not the T5 that its config.json describes, or
+            exceeds the `dtype`.
     """
     folder = local_folder(path_or_hub_name)
     config = _read_config(folder)
     graphdef, shapes = checkpoint.skeleton(init, config)
-    copies = (*COPIES, "lm_head.weight") if config.tie_word_embeddings else COPIES
+    tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
     with checkpoint.open_tensors(folder) as tensors:
         params = checkpoint.read_params(
             folder,
@@ -48,7 +51,7 @@ def load(
             tensor_names(config),
             shapes,
             model="T5",
-            copies=dict.fromkeys(copies, "shared.weight"),
+            aliases={EMBEDDING: ALIASES + tied},
             unused=UNUSED,
             dtype=dtype,
         )
@@ -75,7 +78,7 @@ def save(
 
 def tensor_names(config: T5Config) -> dict[str, Keys]:
     """Where each tensor of a checkpoint is in `params`: its name -> the keys."""
-    names: dict[str, Keys] = {"shared.weight": ("embed", "embedding")}
+    names: dict[str, Keys] = {EMBEDDING: ("embed", "embedding")}
     if not config.tie_word_embeddings:
         names["lm_head.weight"] = ("head", "kernel")
     attention = {"q": "query", "k": "key", "v": "value", "o": "output"}
@@ -109,6 +112,8 @@ def tensor_names(config: T5Config) -> dict[str, Keys]:
 
 def _read_config(folder: Path) -> T5Config:
     raw = checkpoint.read_config(folder, ("t5", "mt5"), default="t5")
+    if raw.get("model_type") == "mt5":  # what transformers takes it to be
+        raw = {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"} | raw
     # transformers 5 writes tie_word_embeddings=true for every T5; that a v1.1 is
     # untied shows in scale_decoder_outputs=false, which older versions do not write.
     if raw.get("scale_decoder_outputs") is False:

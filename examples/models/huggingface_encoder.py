@@ -73,7 +73,7 @@ def load(
             names,
             shapes,
             model=model,
-            copies={} if headless else _copies(config, prefix),
+            aliases={} if headless else _aliases(config, prefix),
             unused=_unused(prefix),
             dtype=dtype,
         )
@@ -152,12 +152,12 @@ def _renamed(name: str) -> str:
     return name.replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _copies(config: EncoderConfig, prefix: str) -> dict[str, str]:
+def _aliases(config: EncoderConfig, prefix: str) -> dict[str, list[str]]:
     """What some writers store twice: the decoder of the head."""
     head = "cls.predictions" if config.model_type == "bert" else "lm_head"
     return {
-        f"{head}.decoder.weight": f"{prefix}embeddings.word_embeddings.weight",
-        f"{head}.decoder.bias": f"{head}.bias",
+        f"{prefix}embeddings.word_embeddings.weight": [f"{head}.decoder.weight"],
+        f"{head}.bias": [f"{head}.decoder.bias"],
     }
 
 

@@ -16,8 +16,8 @@ from jax.typing import DTypeLike
 
 from examples.models import checkpoint
 from examples.models.checkpoint import Keys, local_folder
+from examples.models.functional import Params
 from examples.models.llama import LlamaConfig, init
-from examples.models.t5 import Params
 
 LAYER = {
     "input_layernorm": ("attention_norm", "scale"),
@@ -42,16 +42,18 @@ def load(
     folder = local_folder(path_or_hub_name)
     config = read_config(folder)
     graphdef, shapes = checkpoint.skeleton(init, config)
-    copies = {"lm_head.weight": "model.embed_tokens.weight"}
+    aliases = {"model.embed_tokens.weight": ["lm_head.weight"]}
     layers = range(config.num_hidden_layers)
     with checkpoint.open_tensors(folder) as tensors:
+        if not any(name.startswith("model.") for name in tensors):  # without a head
+            tensors = {f"model.{name}": x for name, x in tensors.items()}
         params = checkpoint.read_params(
             folder,
             tensors,
             tensor_names(config),
             shapes,
             model="Llama",
-            copies=copies if config.tie_word_embeddings else {},
+            aliases=aliases if config.tie_word_embeddings else {},
             unused={f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in layers},
             dtype=dtype,
         )

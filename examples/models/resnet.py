@@ -18,7 +18,7 @@ from flax import nnx
 
 from examples.models import functional
 from examples.models.encoder import linear
-from examples.models.t5 import Array, Params
+from examples.models.functional import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ a static `graphdef` and `params`, a nested dict of arrays. What follows is plain
 
 Every array of the model is a weight: dropout takes its key at call time, so `jvp` of
 `grad`, `vmap` and `scan` see an ordinary function. Computation follows the dtype of
-the weights; softmax and cross-entropy use float32 at least.
+the weights; softmax and cross-entropy use float32 at least, and so do the sums that
+overflow in float16.
 
 Shapes are in the names: B batch, S source, T target, L everything attended to,
 D d_model, H heads, K d_kv, F d_ff, V vocabulary. Masks are true where allowed.
@@ -17,21 +18,15 @@ D d_model, H heads, K d_kv, F d_ff, V vocabulary. Masks are true where allowed.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
-Array = jax.Array
-Params = dict[str, Any]
-Rngs = nnx.Rngs | None  # None: no dropout
-KeysValues = tuple[Array, Array]
-
-
-_TOKENS = "pad", "eos", "decoder_start"
+from examples.models import functional
+from examples.models.functional import Array, Embed, KeysValues, Params, Rngs, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,21 +55,17 @@ class T5Config:
     decoder_start_token_id: int = 0
 
     def __post_init__(self):
-        if self.feed_forward_proj not in ("relu", "gated-gelu"):
-            raise ValueError(
-                "T5Config: feed_forward_proj must be 'relu' or 'gated-gelu', "
-                f"got {self.feed_forward_proj!r}."
-            )
-        sizes = {f.name for f in dataclasses.fields(self) if f.type is int}
-        for name in sorted(sizes - {f"{t}_token_id" for t in _TOKENS}):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"T5Config: {name} must be at least 1, got {getattr(self, name)}."
-                )
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(
-                f"T5Config: dropout_rate must be in [0, 1), got {self.dropout_rate}."
-            )
+        known = self.feed_forward_proj in ("relu", "gated-gelu")
+        self._check("feed_forward_proj", known, "'relu' or 'gated-gelu'")
+        for field in dataclasses.fields(self):
+            if field.type is int and not field.name.endswith("_token_id"):
+                self._check(field.name, getattr(self, field.name) >= 1, "at least 1")
+        self._check("dropout_rate", 0 <= self.dropout_rate < 1, "in [0, 1)")
+
+    def _check(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            got = getattr(self, name)
+            raise ValueError(f"T5Config: {name} must be {expected}, got {got!r}.")
 
 
 def init(config: T5Config, seed: int | Array) -> tuple[nnx.GraphDef, Params]:
@@ -82,8 +73,7 @@ def init(config: T5Config, seed: int | Array) -> tuple[nnx.GraphDef, Params]:
 
     `seed` may be traced: `jax.vmap(functools.partial(init, config))(seeds)` works.
     """
-    graphdef, state = nnx.split(T5(config, nnx.Rngs(jax.random.key(seed))))
-    return graphdef, nnx.to_pure_dict(state)
+    return functional.split(T5(config, functional.rngs(seed)))
 
 
 def make_loss(
@@ -98,22 +88,15 @@ def make_loss(
     """
 
     def loss(
-        params: Params,
-        batch: Mapping[str, Array],
-        dropout_key: Array | None = None,
+        params: Params, batch: Mapping[str, Array], dropout_key: Array | None = None
     ) -> Array:
-        model = nnx.merge(graphdef, params)
-        rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
+        model, rngs = nnx.merge(graphdef, params), functional.dropout_rngs(dropout_key)
         target_BxT = batch["target"]
         input_BxT = jnp.roll(target_BxT, 1, axis=1)
         input_BxT = input_BxT.at[:, 0].set(config.decoder_start_token_id)
         logits_BxTxV = model(batch["source"], input_BxT, rngs, mask_source=mask_source)
-        loss_BxT = optax.softmax_cross_entropy_with_integer_labels(
-            at_least_float32(logits_BxTxV), target_BxT
-        )
-        total = loss_BxT.sum(where=target_BxT != config.pad_token_id)
-        count = token_count(batch, config.pad_token_id)
-        return total / jnp.maximum(count, 1).astype(total.dtype)
+        given_BxT = target_BxT != config.pad_token_id
+        return functional.mean_cross_entropy(logits_BxTxV, target_BxT, given_BxT)
 
     return loss
 
@@ -141,8 +124,7 @@ def greedy_decode(
     source = model.encode(source_BxS, mask_source=mask_source)
 
     def unfinished(state):
-        position, _, _, done_B, _ = state
-        return (position < max_length) & ~done_B.all()
+        return (state[0] < max_length) & ~state[3].all()
 
     def step(state):
         position, ids_BxL, token_B, done_B, cache = state
@@ -155,17 +137,15 @@ def greedy_decode(
         done_B |= token_B == config.eos_token_id
         return position + 1, ids_BxL, token_B, done_B, cache
 
-    def empty(keys_BxSxHxK: Array) -> Array:
-        B, _, H, K = keys_BxSxHxK.shape
-        return jnp.zeros((B, max_length, H, K), keys_BxSxHxK.dtype)
-
-    B = source_BxS.shape[0]
+    keys_BxSxHxK = source[1][0][0]
+    B, _, H, K = keys_BxSxHxK.shape
+    empty = jnp.zeros((B, max_length, H, K), keys_BxSxHxK.dtype)
     start = (
         0,
         jnp.full((B, max_length), config.pad_token_id, jnp.int32),
         jnp.full(B, config.decoder_start_token_id, jnp.int32),
         jnp.zeros(B, bool),
-        jax.tree.map(empty, source[1]),
+        [(empty, empty)] * config.num_decoder_layers,
     )
     return jax.lax.while_loop(unfinished, step, start)[1]
 
@@ -179,7 +159,7 @@ class T5(nnx.Module):
         self.encoder = Stack(config, config.num_layers, rngs, causal=False)
         self.decoder = Stack(config, config.num_decoder_layers, rngs, causal=True)
         if not config.tie_word_embeddings:
-            self.head = _linear(config.d_model, config.vocab_size, 1.0, rngs)
+            self.head = linear(config.d_model, config.vocab_size, 1.0, rngs)
 
     def __call__(
         self,
@@ -213,14 +193,12 @@ class T5(nnx.Module):
 class Stack(nnx.Module):
     """The encoder or, if `causal`, the decoder: all layers share one relative bias."""
 
-    def __init__(
-        self, config: T5Config, num_layers: int, rngs: nnx.Rngs, *, causal: bool
-    ):
+    def __init__(self, config: T5Config, depth: int, rngs: nnx.Rngs, *, causal: bool):
         self.config, self.causal = config, causal
         buckets, heads = config.relative_attention_num_buckets, config.num_heads
         self.relative_bias = Embed(buckets, heads, config.d_model**-0.5, rngs)
-        self.layers = nnx.List(Layer(config, rngs, causal) for _ in range(num_layers))
-        self.norm = _norm(config, rngs)
+        self.layers = nnx.List(Layer(config, rngs, causal) for _ in range(depth))
+        self.norm = Norm(config, rngs)
 
     def __call__(
         self,
@@ -243,20 +221,19 @@ class Stack(nnx.Module):
         mask = source_mask_Bx1x1xS
         if self.causal:
             mask = _rows(jnp.tri(L, dtype=bool)[None, None], position, T)
-        y_BxTxD = _dropout(y_BxTxD, self.config, rngs)
+        y_BxTxD = without_overflow(_dropout(y_BxTxD, self.config, rngs))
         cache_out = []
         for i, layer in enumerate(self.layers):
             h_BxTxD = layer.attention_norm(y_BxTxD)
             keys_values = layer.attention.keys_values(h_BxTxD)
             if cache is not None:
-                keys_values = _write(cache[i], keys_values, position)
+                keys_values = functional.write(cache[i], keys_values, position)
             cache_out.append(keys_values)
             y_BxTxD += layer.attention(h_BxTxD, keys_values, mask, bias_1xHxTxL, rngs)
             if memory is not None:
                 h_BxTxD = layer.cross_attention_norm(y_BxTxD)
-                y_BxTxD += layer.cross_attention(
-                    h_BxTxD, memory[i], source_mask_Bx1x1xS, None, rngs
-                )
+                cross = layer.cross_attention
+                y_BxTxD += cross(h_BxTxD, memory[i], source_mask_Bx1x1xS, None, rngs)
             y_BxTxD += layer.feed_forward(layer.feed_forward_norm(y_BxTxD), rngs)
         return _dropout(self.norm(y_BxTxD), self.config, rngs), cache_out
 
@@ -275,12 +252,12 @@ class Layer(nnx.Module):
     """The weights of one layer; `Stack` says how they are used."""
 
     def __init__(self, config: T5Config, rngs: nnx.Rngs, cross: bool):
-        self.attention_norm = _norm(config, rngs)
+        self.attention_norm = Norm(config, rngs)
         self.attention = Attention(config, rngs)
         if cross:
-            self.cross_attention_norm = _norm(config, rngs)
+            self.cross_attention_norm = Norm(config, rngs)
             self.cross_attention = Attention(config, rngs)
-        self.feed_forward_norm = _norm(config, rngs)
+        self.feed_forward_norm = Norm(config, rngs)
         self.feed_forward = FeedForward(config, rngs)
 
 
@@ -293,10 +270,10 @@ class Attention(nnx.Module):
     def __init__(self, config: T5Config, rngs: nnx.Rngs):
         self.config = config
         D, K, HK = config.d_model, config.d_kv, config.num_heads * config.d_kv
-        self.query = _linear(D, HK, (D * K) ** -0.5, rngs)
-        self.key = _linear(D, HK, D**-0.5, rngs)
-        self.value = _linear(D, HK, D**-0.5, rngs)
-        self.output = _linear(HK, D, HK**-0.5, rngs)
+        self.query = linear(D, HK, (D * K) ** -0.5, rngs)
+        self.key = linear(D, HK, D**-0.5, rngs)
+        self.value = linear(D, HK, D**-0.5, rngs)
+        self.output = linear(HK, D, HK**-0.5, rngs)
 
     def keys_values(self, y_BxLxD: Array) -> KeysValues:
         return self.heads(self.key(y_BxLxD)), self.heads(self.value(y_BxLxD))
@@ -315,16 +292,10 @@ class Attention(nnx.Module):
         q_BxTxHxK = self.heads(self.query(y_BxTxD))
         k_BxLxHxK, v_BxLxHxK = keys_values
         att_BxHxTxL = jnp.einsum("bthk,blhk->bhtl", q_BxTxHxK, k_BxLxHxK)
-        att_BxHxTxL = at_least_float32(att_BxHxTxL)
+        att_BxHxTxL = functional.at_least_float32(att_BxHxTxL)
         if bias_1xHxTxL is not None:
             att_BxHxTxL += bias_1xHxTxL.astype(att_BxHxTxL.dtype)
-        if mask is not None:
-            # Not -inf: a source of nothing but padding must not become NaN.
-            lowest = jnp.finfo(att_BxHxTxL.dtype).min
-            att_BxHxTxL = jnp.where(mask, att_BxHxTxL, lowest)
-        # As exp of a difference. In second derivatives of a softmax, which divides, XLA
-        # does not see what it has computed before: 651 products instead of 469.
-        att_BxHxTxL = jnp.exp(jax.nn.log_softmax(att_BxHxTxL)).astype(y_BxTxD.dtype)
+        att_BxHxTxL = functional.attend(att_BxHxTxL, mask, y_BxTxD.dtype)
         att_BxHxTxL = _dropout(att_BxHxTxL, self.config, rngs)
         y_BxTxHxK = jnp.einsum("bhtl,blhk->bthk", att_BxHxTxL, v_BxLxHxK)
         y_BxTxD = self.output(y_BxTxHxK.reshape(*y_BxTxHxK.shape[:2], -1))
@@ -335,13 +306,13 @@ class FeedForward(nnx.Module):
     def __init__(self, config: T5Config, rngs: nnx.Rngs):
         self.config = config
         D, F = config.d_model, config.d_ff
-        self.input = _linear(D, F, D**-0.5, rngs)
+        self.input = linear(D, F, D**-0.5, rngs)
         if config.feed_forward_proj == "gated-gelu":
-            self.gate = _linear(D, F, D**-0.5, rngs)
-        self.output = _linear(F, D, F**-0.5, rngs)
+            self.gate = linear(D, F, D**-0.5, rngs)
+        self.output = linear(F, D, F**-0.5, rngs)
 
     def __call__(self, y_BxTxD: Array, rngs: Rngs) -> Array:
-        h_BxTxF = self.input(y_BxTxD)
+        h_BxTxF = without_overflow(self.input(y_BxTxD))
         if self.config.feed_forward_proj == "gated-gelu":
             h_BxTxF *= jax.nn.gelu(self.gate(y_BxTxD), approximate=True)
         else:
@@ -350,18 +321,15 @@ class FeedForward(nnx.Module):
         return _dropout(y_BxTxD, self.config, rngs)
 
 
-class Embed(nnx.Module):
-    """A table of vectors. `nnx.Embed` would cast to the dtype it was made with."""
+class Norm(nnx.RMSNorm):
+    """Its output has the type of the weights, whatever its input has."""
 
-    def __init__(self, rows: int, columns: int, stddev: float, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(stddev)
-        self.embedding = nnx.Param(normal(rngs.params(), (rows, columns), jnp.float32))
+    def __init__(self, config: T5Config, rngs: nnx.Rngs):
+        super().__init__(config.d_model, epsilon=config.layer_norm_epsilon, rngs=rngs)
 
-    def __call__(self, ids: Array) -> Array:
-        return jnp.take(self.embedding[...], ids, axis=0)  # NaN outside of the table
-
-    def attend(self, y_BxTxD: Array) -> Array:
-        return y_BxTxD @ self.embedding[...].T
+    def __call__(self, y_BxTxD: Array) -> Array:
+        assert self.scale is not None
+        return super().__call__(y_BxTxD).astype(self.scale[...].dtype)
 
 
 def relative_position_bucket(
@@ -387,27 +355,17 @@ def relative_position_bucket(
     return (first + bucket).astype(np.int32)
 
 
-def _linear(inputs: int, outputs: int, stddev: float, rngs: nnx.Rngs) -> nnx.Linear:
-    normal = nnx.initializers.normal(stddev)
-    return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=normal, rngs=rngs)
+def without_overflow(y: Array) -> Array:
+    """What is summed up in float32 where the weights have float16, which ends at 65504.
 
-
-def _norm(config: T5Config, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, rngs=rngs)
+    Trained T5s exceed that behind the feed-forward's output, and between the layers.
+    """
+    return y.astype(jnp.float32) if y.dtype == jnp.float16 else y
 
 
 def _dropout(y: Array, config: T5Config, rngs: Rngs) -> Array:
-    return nnx.Dropout(config.dropout_rate)(y, deterministic=rngs is None, rngs=rngs)
+    return functional.dropout(y, config.dropout_rate, rngs)
 
 
 def _rows(full_1xHxLxL: Array, position: int | Array, count: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(full_1xHxLxL, position, count, axis=2)
-
-
-def _write(cache: KeysValues, new: KeysValues, position: int | Array) -> KeysValues:
-    (k, v), (new_k, new_v), update = cache, new, jax.lax.dynamic_update_slice_in_dim
-    return update(k, new_k, position, axis=1), update(v, new_v, position, axis=1)
-
-
-def at_least_float32(y: Array) -> Array:
-    return y.astype(jnp.promote_types(y.dtype, jnp.float32))

@@ -16,7 +16,7 @@ from flax import nnx
 
 from examples.models import functional
 from examples.models.encoder import Layer, layer_norm, linear
-from examples.models.t5 import Array, Params, Rngs
+from examples.models.functional import Array, Params, Rngs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,13 @@ import numpy as np
 
 from examples.finetune_t5 import in_numbers
 from examples.finetune_t5 import report as finetune_t5
-from examples.heterogeneity.claims import apart, gap
+from examples.heterogeneity.claims import clear, gap
 from examples.heterogeneity.reading import name
 from examples.lab import files, paper, run_folder
+from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table
-from examples.lab.winners import of, winners
+from examples.lab.winners import Rules, differences, of, winners
+from examples.redraw import scaling, sentences
 from examples.sharpness import hero
 from examples.sharpness.claims import holding
 from examples.tasks import by_name
@@ -98,12 +100,17 @@ def table(results: Path) -> Table:
 def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     cells = [cell for run in runs for cell in run["epochs"].values()]
     quotients = [c["directions"]["clipped_sgd"]["ratio"] for c in cells]
-    found = [one for cell in cells for one in holding(cell)]
-    held = sum(mean for mean, _ in found)
-    failing = [
-        one.claim
+    in_runs = {
+        one.claim: sum(
+            all(holding(cell)[i][0] for cell in run["epochs"].values()) for run in runs
+        )
         for i, one in enumerate(paper.INVARIANTS)
-        if not all(holding(cell)[i][0] for cell in cells)
+    }
+    always = sum(count == len(runs) for count in in_runs.values())
+    failing = [
+        f"{claim} ({count} of {len(runs)} runs)"
+        for claim, count in in_runs.items()
+        if count < len(runs)
     ]
     count = f"{len(runs)} runs, {len(cells)} epochs"
     link = f"[verdict]({_RESULTS}/sharpness/verdict.md)"
@@ -117,7 +124,7 @@ def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         ],
         [
             "the first paper's orderings of seven optimizers",
-            f"{held} of {len(found)} hold",
+            f"{always} of {len(in_runs)} hold in every cell of every run",
             count,
             "; ".join(failing) or "-",
         ],
@@ -126,29 +133,32 @@ def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def _convergence(folder: Path) -> list[str]:
     settings = run_folder.read_settings(folder)["settings"]
-    best = winners(files.read_lines(folder / "runs.jsonl"))
-    plain = {run["seed"]: run["loss"] for run in of(best, "sgd")}
+    rules = Rules.of(settings)
+    best = winners(files.read_lines(folder / "runs.jsonl"), settings)
+    plain, fraction = of(best, "sgd"), settings["fraction"]
 
-    def minus(name: str, fraction: float) -> list[float]:
+    def minus(name: str) -> list[float]:
         runs = best.get((name, fraction), [])
-        return [
-            run["loss"] - plain[run["seed"]] for run in runs if run["loss"] is not None
-        ]
+        return differences(runs, plain, rules.reported)
 
-    clipped, adam = (
-        minus(name, settings["fraction"]) for name in ("clipped_sgd", "adam")
-    )
+    def said(found: Sequence[float]) -> str:
+        if not found:
+            return "not run"
+        return str(bootstrap(found)) if rules.apart else f"{np.mean(found):+.3f}"
+
+    clipped = minus("clipped_sgd")
     worse = sum(x >= 0 for x in clipped)
+    model = f", {settings['init']}" if rules.apart else ""
+    failures = [
+        f"clipped SGD is not lower on {worse} of {len(clipped)} seeds" if worse else "",
+        "" if rules.apart else "rates were chosen on a seed that is in the mean",
+    ]
     return [
-        f"training loss minus SGD's, {by_name.TITLES[settings['task']]}",
-        f"{100 * settings['fraction']:g} % clipped {np.mean(clipped):+.3f}, "
-        f"Adam {np.mean(adam):+.3f}",
+        f"{'test' if rules.apart else 'training'} loss minus SGD's, "
+        f"{by_name.TITLES[settings['task']]}{model}",
+        f"{100 * fraction:g} % clipped {said(clipped)}, Adam {said(minus('adam'))}",
         f"{len(clipped)} seeds",
-        (
-            f"clipped SGD is not lower on {worse} of {len(clipped)} seeds"
-            if worse
-            else "-"
-        )
+        ("; ".join(filter(None, failures)) or "-")
         + f" ([report]({_RESULTS}/convergence/{folder.name}/report.md))",
     ]
 
@@ -169,8 +179,8 @@ def _heterogeneity(runs: Sequence[dict[str, Any]]) -> list[str]:
     return [
         "sign SGD ends below SGD (the second paper's)",
         f"on {sum(found > 0 for found in gaps.values())} of {len(gaps)} tasks and "
-        f"models, by {min(gaps.values()):.3f} to {max(gaps.values()):.3f}; with all "
-        f"its seeds below all of SGD's on {sum(map(apart, runs))}",
+        f"models, by {min(gaps.values()):.3f} to {max(gaps.values()):.3f}; the "
+        f"interval over the seeds is above 0 on {sum(map(clear, runs))}",
         f"up to {seeds} seeds each",
         f"{failing} ([verdict]({_RESULTS}/heterogeneity/verdict.md))",
     ]
@@ -180,5 +190,12 @@ def _heterogeneity(runs: Sequence[dict[str, Any]]) -> list[str]:
 BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "hero": ("README.md", hero_figure),
     "results": ("README.md", lambda root: table(root / _RESULTS).markdown()),
+    "first_paper": ("docs/papers/pan-li.md", sentences.first_paper),
+    "training_loss": ("docs/papers/pan-li.md", sentences.training_loss),
+    "fractions": ("docs/how-to/when-does-it-help.md", sentences.fractions),
+    "second_paper": ("docs/papers/tomihari-sato.md", sentences.second_paper),
     "zeros": ("docs/concepts/fraction.md", zeros_table),
+    "placement": ("docs/concepts/scaling.md", scaling.placement),
+    "accelerators": ("docs/concepts/scaling.md", scaling.accelerators),
+    "predicted": ("docs/concepts/scaling.md", scaling.predicted),
 }

@@ -23,6 +23,7 @@ from examples.redraw import blocks
 from examples.sharpness import hero
 from examples.sharpness import report as sharpness
 from examples.sharpness import verdict as sharpness_verdict
+from examples.stability import report as stability
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +33,7 @@ MAKERS: Mapping[str, Callable[[Path], list[Path]]] = {
     "examples/results/heterogeneity/*/summary.json": heterogeneity.remake,
     "examples/results/convergence/*/settings.json": convergence.write,
     "examples/results/factors/settings.json": factors.write,
+    "examples/results/stability/*/settings.json": stability.write,
     "examples/results/finetune_t5/summary.json": finetune_t5.write,
     "examples/results/concentration/concentration.json": hero.write,
     "examples/checkpoints/*/loss.csv": model_card.draw,
@@ -45,6 +47,8 @@ READ = (
     "examples/checkpoints",
     "benchmarks/results",
     "docs/concepts",
+    "docs/how-to",
+    "docs/papers",
     "README.md",
 )
 

@@ -17,6 +17,10 @@ Summary = dict[str, Any]
 Directions = Mapping[str, Any]
 
 _CLIPPED = ("sgd", "normalized_sgd", "adafactor")
+_CORRELATIONS = {
+    "correlation": "tensors pooled, whose scales alone could produce it",
+    "correlation_within": "within tensors",
+}
 
 
 def name(run: Summary) -> str:
@@ -50,15 +54,20 @@ def _holds(invariant: paper.Invariant, ratios: Mapping[str, float | None]) -> bo
     return len(known) == len(ratios) and invariant.holds(known)
 
 
+def quotients(
+    run: Summary, theirs: Mapping[int, paper.Ratios], column: str
+) -> list[float]:
+    """Our ratios over the paper's, epoch by epoch."""
+    ours = {int(epoch): _on(run, epoch, column) for epoch in run["epochs"]}
+    found = [ours[epoch] / theirs[epoch][column] for epoch in ours if epoch in theirs]
+    return [q for q in found if math.isfinite(q)]
+
+
 def claims(runs: Sequence[Summary]) -> Table:
     """The paper's other claims."""
     rows = []
-    for text, where, count, theirs in _COUNTED:
-        chosen = [run for run in runs if where(run)]
-        every = [cell["directions"] for run in chosen for cell in _cells(run)]
-        if every:
-            held = sum(count(directions) for directions in every)
-            rows.append([text, theirs, f"{held} of {len(every)} cells"])
+    for text, theirs, held, total in counted(runs):
+        rows.append([text, theirs, f"{held} of {total} cells"])
     for one in _CLIPPED:
         pairs = [
             (cell["directions"][f"clipped_{one}"], cell["directions"][one])
@@ -85,22 +94,49 @@ def claims(runs: Sequence[Summary]) -> Table:
     rows += _trajectories(runs)
     rows += [_stability(run) for run in runs]
     for run in runs:
-        if found := run["correlation"]:
-            low, high = found["spearman_interval"]
-            rows.append(
-                [
-                    "coordinates with large gradients have large curvature "
-                    f"(Spearman, 95 % interval): {name(run)}",
-                    "conjectured, not measured",
-                    f"{found['spearman']:.2f} ({low:.2f} to {high:.2f})",
-                ]
-            )
+        for key, kind in _CORRELATIONS.items():
+            if found := run.get(key):
+                low, high = found["spearman_interval"]
+                rows.append(
+                    [
+                        "coordinates with large gradients have large curvature "
+                        f"(Spearman, 95 % interval, {kind}): {name(run)}",
+                        "conjectured, not measured",
+                        f"{found['spearman']:.2f} ({low:.2f} to {high:.2f})",
+                    ]
+                )
     return Table("Its other claims", ["", "the paper", "here"], rows)
+
+
+def counted(runs: Sequence[Summary]) -> list[tuple[str, str, int, int]]:
+    """Claim, what the paper has, in how many cells it holds here, of how many."""
+    found = []
+    for text, where, count, theirs in _COUNTED:
+        chosen = [run for run in runs if where(run)]
+        every = [cell["directions"] for run in chosen for cell in _cells(run)]
+        if every:
+            held = sum(count(directions) for directions in every)
+            found.append((text, theirs, held, len(every)))
+    return found
 
 
 def _trajectories(runs: Sequence[Summary]) -> list[list[str]]:
     """Whether the ratios are smaller on Adam's trajectory, of each pair of runs."""
-    rows = []
+    return [
+        [
+            "translation: ratios are smaller on Adam's trajectory than on SGD's, at "
+            "the same epoch",
+            "22 of 24, most by a factor of 4 to 300",
+            f"{sum(q > 1 for q in found)} of {len(found)}; SGD's / Adam's "
+            f"{min(found):.2g} to {max(found):.2g}",
+        ]
+        for found in between_trajectories(runs)
+    ]
+
+
+def between_trajectories(runs: Sequence[Summary]) -> list[list[float]]:
+    """SGD's ratios over Adam's, of each pair of translation's runs with one seed."""
+    pairs = []
     for one in filter(_of("translation"), runs):
         for other in filter(_of("translation"), runs):
             drivers = [run["settings"]["trajectory"] for run in (one, other)]
@@ -113,20 +149,9 @@ def _trajectories(runs: Sequence[Summary]) -> list[list[str]]:
                 for name in paper.COLUMNS
                 if epoch in other["epochs"] and _on(other, epoch, name)
             ]
-            quotients = [q for q in quotients if math.isfinite(q)]
-            if not quotients:
-                continue
-            smaller = sum(quotient > 1 for quotient in quotients)
-            rows.append(
-                [
-                    "translation: ratios are smaller on Adam's trajectory than on "
-                    "SGD's, at the same epoch",
-                    "22 of 24, most by a factor of 4 to 300",
-                    f"{smaller} of {len(quotients)}; SGD's / Adam's "
-                    f"{min(quotients):.2g} to {max(quotients):.2g}",
-                ]
-            )
-    return rows
+            if finite := [q for q in quotients if math.isfinite(q)]:
+                pairs.append(finite)
+    return pairs
 
 
 def _on(run: Summary, epoch: str, name: str) -> float:
@@ -136,18 +161,23 @@ def _on(run: Summary, epoch: str, name: str) -> float:
 
 
 def _stability(run: Summary) -> list[str]:
-    """How far apart the sharpnesses of SGD's direction are."""
+    found = changes(run)
+    return [
+        f"directional sharpness is stable over the iterations: {name(run)}",
+        f"said; its own ratios change up to {_paper_changes():.0f}-fold in a table",
+        f"SGD's largest / smallest: {found:.0f}" if math.isfinite(found) else "-",
+    ]
+
+
+def changes(run: Summary) -> float:
+    """The largest sharpness of SGD's direction over the smallest, by their size."""
     found = [
         abs(x)
         for cell in _cells(run)
         for x in cell["directions"]["sgd"]["sharpness"]
         if x
     ]
-    return [
-        f"directional sharpness is stable over the iterations: {name(run)}",
-        f"said; its own ratios change up to {_paper_changes():.0f}-fold in a table",
-        f"SGD's largest / smallest: {max(found) / min(found):.2g}" if found else "-",
-    ]
+    return max(found) / min(found) if found else math.nan
 
 
 def _paper_changes() -> float:

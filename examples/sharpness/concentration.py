@@ -24,7 +24,7 @@ from examples.lab.directions import (
 )
 from examples.lab.steps import TrainState, train_step, updates
 from examples.sharpness import hero
-from examples.sharpness.experiment import curve, spacing
+from examples.sharpness.instruments import curve, spacing
 from examples.tasks.translation import TranslationTask, load_translation
 from optax_clip import diagnostics
 

@@ -3,22 +3,20 @@
 The experiment behind tables 3 to 6 of Pan and Li. SGD or Adam trains a model; beside
 it, the paper's seven optimizers and five of its longer version make pseudo-updates from
 the same gradients. At some batches of some epochs their directional sharpness is
-measured on a fixed batch, and at one batch of each of these epochs the landscape along
-them. The run folder gets tables and figures, which `examples.sharpness.report` makes
-again. Interrupted, a run goes on with --resume, to the same numbers.
+measured on a fixed batch, whose rows are not trained on, and at one batch of each of
+these epochs the landscape along them, and which kinds of blocks carry it. The run
+folder gets tables and figures, which `examples.sharpness.report` makes again.
+Interrupted, a run goes on with --resume, to the same numbers.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from examples.lab import command_line, run_folder, training
+from examples.lab import command_line, held_out, run_folder, training
 from examples.lab.directions import (
     before_last_step,
     momentum_histogram,
@@ -27,12 +25,13 @@ from examples.lab.directions import (
     with_pseudo_updates,
 )
 from examples.lab.steps import Metrics, Microbatches, TrainState
-from examples.sharpness import report
+from examples.sharpness import one_at_a_time, report
+from examples.sharpness.instruments import Instruments, curve, spacing
+from examples.sharpness.kinds import SPLIT
 from examples.sharpness.prediction import describe
-from examples.sharpness.settings import SPACINGS, Moment, Settings, moments
+from examples.sharpness.settings import Moment, Settings, moments
 from examples.tasks import by_name
 from examples.tasks.task import Task
-from optax_clip import diagnostics
 
 
 def load(settings: Settings) -> Task:
@@ -42,6 +41,7 @@ def load(settings: Settings) -> Task:
         settings,
         max_length=sizes.max_length,
         batch_size=sizes.batch_size,
+        held_out=2 * sizes.test_size,  # some may be trained on too
         seed=settings.seed,
     )
     wanted = sizes.batches_per_epoch * sizes.batch_size
@@ -51,11 +51,7 @@ def load(settings: Settings) -> Task:
             f"{sizes.max_length} tokens, got {task.rows:,}: lower --batch-size or give "
             "more data."
         )
-    if wanted < sizes.test_size:
-        raise ValueError(
-            f"expected epochs of at least {sizes.test_size} examples, the size of the "
-            f"fixed batch, got {wanted}: raise --batch-size."
-        )
+    held_out.batch(task, sizes.test_size)
     return task
 
 
@@ -78,7 +74,7 @@ def adapt(settings: Settings, task: Task) -> Task:
         settings.folder() / "adapting",
         task.train_loss,
         task.params,
-        optax.adam(sizes.rates["adam"]),
+        optax.adam(settings.rate_of("adam").rate),
         taught.batch_at,
         steps=sizes.adapting_steps,
         seed=settings.seed,
@@ -92,6 +88,18 @@ def main(settings: Settings, task: Task) -> None:
     sizes, at = settings.sizes(), moments(settings)
     print(describe(settings, task), flush=True)
     task = one_epoch(settings, adapt(settings, task))
+    if sizes.one_at_a_time:
+        one_at_a_time.measure(settings, task, at)
+    else:
+        all_at_once(settings, task, at)
+    folder = settings.folder()
+    report.summarise(folder)
+    print("\n".join(map(str, report.write(folder))))
+
+
+def all_at_once(settings: Settings, task: Task, at: Mapping[int, Moment]) -> None:
+    """One training, with the updates of all optimizers beside it."""
+    sizes = settings.sizes()
     microbatches = Microbatches(sizes.batch_size // sizes.part, task.weight)
     optimizer = with_pseudo_updates(
         settings.trajectory, settings.rate(), settings.fractions()
@@ -114,73 +122,33 @@ def main(settings: Settings, task: Task) -> None:
         )
     except training.DivergedError as error:  # what was measured before it stays
         print(error, flush=True)
-    report.summarise(folder)
-    print("\n".join(map(str, report.write(folder))))
 
 
 def measurer(
     settings: Settings, task: Task, at: Mapping[int, Moment]
 ) -> Callable[[int, TrainState], Metrics]:
     """What is measured at each moment, for `training.train`."""
-    sizes = settings.sizes()
-    batch = jax.device_put(task.fixed_batch(sizes.test_size))
-    stream = {"microbatches": sizes.test_size // sizes.part, "weight": task.weight}
-
-    def jitted(measure: Callable, **options: Any) -> Callable:
-        return jax.jit(functools.partial(measure, task.eval_loss, **options, **stream))
-
-    derivatives = jitted(
-        diagnostics.directional_derivatives, mode="forward_over_forward"
-    )
-    scan = jitted(diagnostics.line_scan)
-    correlate = jitted(
-        diagnostics.gradient_hessian_correlation, coordinates=sizes.coordinates
-    )
+    tools = Instruments(settings, task)
 
     def measure(step: int, state: TrainState) -> Metrics:
         moment = at[step]
         params = before_last_step(state, settings.trajectory)
         updates = pseudo_directions(state)
-        derived = jax.device_get(derivatives(params, updates, batch))
+        derived = tools.derivatives(params, updates)
         found: dict[str, Any] = {
             **moment._asdict(),
             "sharpness": {name: numbers(d) for name, d in derived.items()},
         }
         if moment.in_figure:
-            scans = jax.device_get(
-                scan(params, updates, batch, spacing=spacing(derived))
-            )
+            scans = tools.landscape(params, updates, spacing(derived))
             found["landscape"] = {name: curve(line) for name, line in scans.items()}
             found["momentum"] = momentum_histogram(state)
+            found["split"] = {n: tools.split(params, updates[n]) for n in SPLIT}
         if step == max(at):
-            key = jax.random.key(settings.seed)
-            correlation = correlate(params, batch, key=key)
-            found["correlation"] = {
-                k: np.asarray(v).tolist() for k, v in correlation._asdict().items()
-            }
+            found |= tools.correlations(params)
         return found
 
     return measure
-
-
-def spacing(derived: Mapping[str, diagnostics.DirectionalDerivatives]) -> Any:
-    """A fraction of each Newton step; a parabola's scan ends at twice of it.
-
-    Where the parabola has no minimum ahead, that of the farthest one.
-    """
-    best = {name: float(d.newton_step) for name, d in derived.items()}
-    usable = [s for s in best.values() if 0 < s < np.inf]
-    farthest = max(usable, default=1.0)
-    return {
-        name: jnp.asarray((s if 0 < s < np.inf else farthest) / SPACINGS)
-        for name, s in best.items()
-    }
-
-
-def curve(scan: diagnostics.LineScan) -> dict[str, list[float]]:
-    """As far as the scan went."""
-    seen = slice(int(scan.points))
-    return {"steps": scan.steps[seen].tolist(), "losses": scan.losses[seen].tolist()}
 
 
 def prepare(settings: Settings) -> Task:

@@ -6,7 +6,8 @@ import jax
 import optax
 
 from examples.lab.directions import with_pseudo_updates
-from examples.lab.optimizers import state_bytes
+from examples.lab.optimizers import OPTIMIZERS, state_bytes
+from examples.sharpness import kinds
 from examples.sharpness.settings import SPACINGS, Settings, moments
 from examples.tasks.task import Task
 
@@ -26,24 +27,39 @@ def predict(settings: Settings, task: Task) -> Prediction:
     activations of a part, and attention's products, come on top.
     """
     sizes, at = settings.sizes(), moments(settings)
-    optimizer = with_pseudo_updates(
-        settings.trajectory, settings.rate(), settings.fractions()
-    )
     params = sum(x.nbytes for x in jax.tree.leaves(task.params))
     tokens, directions = optax.tree.size(task.fixed_batch(1)), len(settings.fractions())
-    points = 2 * SPACINGS + 1
-    scanned = directions * points * sum(moment.in_figure for moment in at.values())
+    points, figures = 2 * SPACINGS + 1, sum(moment.in_figure for moment in at.values())
+    walks = directions if sizes.one_at_a_time else 1
+    tensors, each = sizes.within
     rows = (
-        6 * max(at) * sizes.batch_size
+        6 * walks * max(at) * sizes.batch_size
         + 6 * sizes.adapting_steps * sizes.adapting_batch
         + 12 * len(at) * directions * sizes.test_size
-        + 2 * scanned * sizes.test_size
-        + 12 * sizes.coordinates * sizes.test_size
+        + 2 * directions * points * figures * sizes.test_size
+        + 12 * len(kinds.KINDS) * len(kinds.SPLIT) * figures * sizes.test_size
+        + 12 * (sizes.coordinates + tensors * each) * sizes.test_size
     )
     return Prediction(
-        params + state_bytes(optimizer, task.params),
+        params + _states(settings, task, params),
         float(rows * tokens * optax.tree.size(task.params)),
     )
+
+
+def _states(settings: Settings, task: Task, params: int) -> int:
+    """Of all optimizers and their updates, or of the largest one on its walk.
+
+    A walk starts from a copy of the parameters and holds a gradient beside the update.
+    """
+    rate, fractions = settings.rate(), settings.fractions()
+    if not settings.sizes().one_at_a_time:
+        optimizer = with_pseudo_updates(settings.trajectory, rate, fractions)
+        return state_bytes(optimizer, task.params)
+    states = {
+        name: state_bytes(OPTIMIZERS[name](1.0, fraction), task.params)
+        for name, fraction in fractions.items()
+    }
+    return 3 * params + states[settings.trajectory] + max(states.values())
 
 
 def describe(settings: Settings, task: Task) -> str:

@@ -7,7 +7,7 @@
 `python -m examples.sharpness.report RUN` makes them again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,11 @@ def summarise(run: Path) -> Summary:
         "momentum": _last(lines, "momentum"),
         "correlation": _last(lines, "correlation"),
     }
+    # Runs from before they were measured have neither.
+    if within := _last(lines, "correlation_within"):
+        summary["correlation_within"] = within
+    if split := {str(x["epoch"]): x["split"] for x in lines if "split" in x}:
+        summary["split"] = split
     files.write_json(run / "summary.json", summary)
     return summary
 
@@ -132,11 +137,25 @@ def introduction(summary: Summary) -> str:
     )
     return (
         f"From `{settings['init']}`, after {settings['adapting_steps']} steps of Adam; "
-        f"learning rate {settings['learning_rate']:g}, "
+        f"learning rate {settings['learning_rate']:g} ({_rate_from(settings)}), "
         f"{settings['batches_per_epoch']} batches of {settings['batch_size']} an "
         f"epoch, seed {settings['seed']}, measured on {settings['test_size']} fixed "
-        f"examples; {summary['seconds'] / 60:.0f} minutes.{end}"
+        f"examples{_measured_on(settings)}; {summary['seconds'] / 60:.0f} minutes.{end}"
     )
+
+
+def _rate_from(settings: Mapping[str, Any]) -> str:
+    """Where the learning rate is from; runs of before took those of translation."""
+    if source := settings.get("rate_from"):
+        return source
+    elsewhere = settings["task"] != "translation"
+    return "swept on translation" + (", not on this task" if elsewhere else "")
+
+
+def _measured_on(settings: Mapping[str, Any]) -> str:
+    if "measured_on" in settings:
+        return f" of the {settings['measured_on']}, none of which is trained on"
+    return ", which are among the rows that it trains on"
 
 
 def remake(run: Path) -> list[Path]:

@@ -15,6 +15,8 @@ from examples.lab.optimizers import (
     check_fraction,
     check_rate,
 )
+from examples.lab.swept import Swept, swept_rate
+from examples.models import pretrained_llama
 from examples.tasks import by_name
 
 
@@ -29,8 +31,10 @@ class Preset(NamedTuple):
     part: int  # examples in memory at a time
     max_length: int  # tokens
     coordinates: int  # in the correlation of gradient and Hessian
+    within: tuple[int, int]  # tensors, and coordinates of each, in that within them
     adapting_steps: int  # of Adam, before anything is measured
-    rates: Mapping[str, float]  # learning rates that drive the trajectories
+    rates: Mapping[str, float] | None  # of the trajectories; None: swept on the task
+    one_at_a_time: bool = False  # one direction in memory; each walks the trajectory
 
     @property
     def adapting_batch(self) -> int:
@@ -39,7 +43,6 @@ class Preset(NamedTuple):
 
 
 SPACINGS = 8  # of a scan, from its start to the Newton step
-_SWEPT = {"sgd": 0.1, "adam": 3.16e-4}  # examples/results/learning_rates.json
 
 PRESETS = {
     "tiny": Preset(
@@ -51,8 +54,9 @@ PRESETS = {
         part=2,
         max_length=20,
         coordinates=8,
+        within=(2, 4),
         adapting_steps=1,
-        rates=_SWEPT,
+        rates={"sgd": 0.01, "adam": 1e-4},
     ),
     "laptop": Preset(
         measured_epochs=paper.EPOCHS,
@@ -63,10 +67,11 @@ PRESETS = {
         part=16,
         max_length=40,
         coordinates=64,
+        within=(8, 8),
         # The paper's t5-small had learnt translation before; ours has to be taught. The
         # encoders' pretraining was their task.
         adapting_steps=400,
-        rates=_SWEPT,
+        rates=None,
     ),
     "paper": Preset(
         measured_epochs=paper.EPOCHS,
@@ -77,9 +82,30 @@ PRESETS = {
         part=16,
         max_length=512,
         coordinates=256,
+        within=(32, 8),
         adapting_steps=0,
         rates=paper.TRAJECTORY_RATES,
     ),
+}
+# SmolLM2 has a hundred times the parameters of the project's own models: twelve
+# directions with their states would take 14 GB.
+_OF_SMOLLM2 = {
+    "tiny": PRESETS["tiny"]._replace(one_at_a_time=True),
+    "laptop": Preset(
+        measured_epochs=(1, 2, 4),
+        batches_per_epoch=4,
+        measured_batches=2,
+        batch_size=8,
+        test_size=8,
+        part=4,
+        max_length=64,
+        coordinates=32,
+        within=(4, 8),
+        adapting_steps=0,
+        rates=None,
+        one_at_a_time=True,
+    ),
+    "paper": PRESETS["paper"],
 }
 
 
@@ -92,7 +118,7 @@ class Settings(by_name.Choice):
     preset: Literal["tiny", "laptop", "paper"] = "laptop"
     """Sizes: seconds, half an hour on two cores, or the paper's own on a GPU."""
     learning_rate: float | None = None
-    """Of the trajectory; without it, that of the preset."""
+    """Of the trajectory; without it, what a committed sweep found on the task."""
     fraction: float = 0.05
     """Fraction of the coordinates to clip in the paper's seven, in [0, 1)."""
     batch_size: int | None = None
@@ -118,17 +144,32 @@ class Settings(by_name.Choice):
             )
 
     def sizes(self) -> Preset:
-        sizes = PRESETS[self.preset]
+        smollm2 = self.init == pretrained_llama.NAME
+        sizes = (_OF_SMOLLM2 if smollm2 else PRESETS)[self.preset]
         return sizes._replace(
             batch_size=self.batch_size or sizes.batch_size,
             adapting_steps=sizes.adapting_steps if self.task == "translation" else 0,
         )
 
     def rate(self) -> float:
-        return self.learning_rate or self.sizes().rates[self.trajectory]
+        """The learning rate of the trajectory."""
+        return self._chosen().rate
+
+    def _chosen(self) -> Swept:
+        if self.learning_rate is not None:
+            return Swept(self.learning_rate, "given")
+        return self.rate_of(self.trajectory)
+
+    def rate_of(self, optimizer: str) -> Swept:
+        """A learning rate, and where it is from."""
+        if rates := self.sizes().rates:
+            return Swept(rates[optimizer], f"of the preset {self.preset}")
+        task = dataclasses.asdict(self) | {"init": self.checkpoint()}
+        return swept_rate(task, optimizer)
 
     def folder(self) -> Path:
-        name = f"{self.task}-{self.trajectory}"
+        model = f"-{self.init}" if self.init == pretrained_llama.NAME else ""
+        name = f"{self.task}{model}-{self.trajectory}"
         return self.run or Path("runs/sharpness") / name
 
     def fractions(self) -> dict[str, float]:
@@ -148,7 +189,9 @@ class Settings(by_name.Choice):
             **self.sizes()._asdict(),
             "init": self.checkpoint(),
             "rates": None,
-            "learning_rate": self.rate(),
+            "learning_rate": self._chosen().rate,
+            "rate_from": self._chosen().source,
+            "measured_on": "held-out rows",
             "fractions": self.fractions(),
         }
 

@@ -8,6 +8,7 @@ from examples.lab.directions import finite_mean
 from examples.lab.optimizers import LONG_VERSION, PAPER, label
 from examples.lab.tables import Table
 from examples.sharpness import claims
+from examples.sharpness.kinds import KINDS
 
 Summary = dict[str, Any]
 
@@ -64,9 +65,38 @@ def make_tables(summary: Summary) -> list[Table]:
         ),
         _landscapes(summary),
     ]
+    if "split" in summary:
+        found.append(_split(summary))
     if summary["correlation"]:
         found.append(_correlation(summary))
     return found
+
+
+def _split(summary: Summary) -> Table:
+    """Who carries the sharpness: kinds of blocks, at one batch of each epoch."""
+    rows = []
+    for epoch, directions in summary["split"].items():
+        for name, parts in directions.items():
+            total = sum(part["within"] + part["cross"] for part in parts.values())
+            row = [
+                f"epoch {epoch}, {label(name, summary['settings']['fractions'][name])}"
+            ]
+            for one in KINDS:
+                part = parts.get(one)
+                row.append(
+                    f"{part['norm']:.1%}, {part['within'] / total:.0%}, "
+                    f"{(part['within'] + part['cross']) / total:.0%}"
+                    if part and total
+                    else "-"
+                )
+            rows.append([*row, f"{total:.4g}"])
+    return Table(
+        "Who carries the sharpness, one batch of each epoch: of each kind of block the "
+        "fraction of ||u||^2, then that of the sharpness by itself, and with its terms "
+        "with the other kinds",
+        ["", *KINDS, "sharpness"],
+        rows,
+    )
 
 
 def _invariants(summary: Summary) -> Table:
@@ -111,19 +141,36 @@ def _landscapes(summary: Summary) -> Table:
 
 
 def _correlation(summary: Summary) -> Table:
+    kinds = (
+        ("Pearson, of the logarithms", "pearson"),
+        ("Spearman, of the ranks", "spearman"),
+    )
     found = summary["correlation"]
+    rows = [
+        [name, *(_number(x) for x in (found[key], *found[f"{key}_interval"]))]
+        for name, key in kinds
+    ]
+    if within := summary.get("correlation_within"):
+        drawn = f"{within['coordinates']} coordinates of {within['tensors']} tensors"
+        rows += [
+            [
+                f"{name}; within tensors, {drawn}",
+                *(_number(x) for x in (within[key], *within[f"{key}_interval"])),
+            ]
+            for name, key in kinds
+        ]
+    pooled = (
+        "; tensors are pooled, whose scales alone could produce it, and below it every "
+        "magnitude is divided by the geometric mean of its tensor"
+        if within
+        else "; all tensors pooled, whose scales alone could produce it"
+    )
     return Table(
         "Do large gradient coordinates have large curvature? |g_i| against |H_ii| of "
         f"{summary['settings']['coordinates']} random coordinates at the end, with "
-        "95 % intervals",
+        f"95 % intervals{pooled}",
         ["", "correlation", "from", "to"],
-        [
-            [name, *(_number(x) for x in (found[key], *found[f"{key}_interval"]))]
-            for name, key in (
-                ("Pearson, of the logarithms", "pearson"),
-                ("Spearman, of the ranks", "spearman"),
-            )
-        ],
+        rows,
     )
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import tyro
 
 from examples.lab import command_line, files, paper, provenance, run_folder
+from examples.lab.optimizers import label
 from examples.lab.tables import Table
-from examples.sharpness.claims import claims, holding, name
+from examples.sharpness.claims import claims, holding, name, quotients
 from examples.sharpness.report import Summary, introduction
 
 RESULTS = Path(__file__).parents[1] / "results" / "sharpness"
@@ -33,9 +34,12 @@ def _markdown(runs: Sequence[Summary]) -> str:
     parts = [
         "# The first paper's claims, and what was measured here",
         "A cell is one epoch of one experiment: the mean over its measured batches. "
-        "Every run below this folder is in the tables.",
+        f"Every run below this folder is in the tables. The {len(runs)} runs are what "
+        "is independent: cells of one run depend on each other, and runs of two seeds "
+        "share their model. In the claims that are counted below nothing is corrected "
+        "for their number.",
     ]
-    for table in (cells(runs), claims(runs)):
+    for table in (cells(runs), distances(runs), claims(runs)):
         parts += [f"## {table.title}", table.markdown()]
     parts += [
         "## The runs",
@@ -65,6 +69,7 @@ def cells(runs: Sequence[Summary]) -> Table:
         rows.append(
             [
                 one.claim,
+                f"{len(runs) - len(exceptions)} of {len(runs)}",
                 f"{sum(every[i][0] for _, _, every in found)} of {len(found)}",
                 f"{sum(batches)} of {len(batches)}",
                 "; ".join(
@@ -79,6 +84,7 @@ def cells(runs: Sequence[Summary]) -> Table:
     rows.append(
         [
             "all together",
+            "",
             f"{held} of {len(found) * len(paper.INVARIANTS)}",
             f"{sum(batches)} of {len(batches)}",
             "",
@@ -86,9 +92,39 @@ def cells(runs: Sequence[Summary]) -> Table:
     )
     return Table(
         "What holds in all of the paper's 16 cells",
-        ["", "cells here", "batches here", "cells in which it does not hold"],
+        [
+            "",
+            "runs in which it holds in every cell",
+            "cells here",
+            "batches here",
+            "cells in which it does not hold",
+        ],
         rows,
     )
+
+
+def distances(runs: Sequence[Summary]) -> Table:
+    """How far each ratio is from the paper's at the same epoch."""
+    rows = []
+    for run in runs:
+        theirs = paper.reported(run["settings"])
+        found = {
+            column: quotients(run, theirs, column)
+            for column in paper.COLUMNS
+            if any(int(epoch) in theirs for epoch in run["epochs"])
+        }
+        if found:
+            rows.append([name(run), *(_range(found[c]) for c in paper.COLUMNS)])
+    return Table(
+        "Our ratio over the paper's at the same epoch: 1 is the paper's, lowest to "
+        "highest epoch",
+        ["", *(label(column, None) for column in paper.COLUMNS)],
+        rows,
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.2g} to {max(values):.2g}" if values else "-"
 
 
 def _pair(run: Summary) -> tuple[int, str, str]:

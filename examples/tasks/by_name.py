@@ -60,8 +60,10 @@ class Choice:
         return self.init or CHECKPOINTS[self.task]
 
 
-def load(choice: Choice, *, max_length: int, batch_size: int, seed: int) -> Task:
-    """Loads and tokenises everything; next to nothing is held out.
+def load(
+    choice: Choice, *, max_length: int, batch_size: int, seed: int, held_out: int = 1
+) -> Task:
+    """Loads and tokenises everything; so many held-out rows, where there are so many.
 
     Raises:
         ValueError, OSError, ImportError, RuntimeError: something is missing or does not
@@ -90,6 +92,7 @@ def load(choice: Choice, *, max_length: int, batch_size: int, seed: int) -> Task
         choice.dataset,
         choice.pairs,
         choice.documents,
+        held_out=held_out,
     )
     if llama:
         dataset = choice.dataset if given else "reviews"

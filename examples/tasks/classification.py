@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from examples.data.batching import Arrays, Batch, count, whole
-from examples.models.t5 import Params
+from examples.models.functional import Params
 from examples.tasks.task import Task
 
 IGNORED = -1  # the label of a row of padding

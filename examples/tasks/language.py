@@ -15,7 +15,7 @@ from flax import nnx
 from examples.data import masking, reviews, subwords
 from examples.data.batching import Arrays, Batch, count, padded, whole
 from examples.models import checkpoint, encoder, huggingface_encoder, minilm
-from examples.models.t5 import Params
+from examples.models.functional import Params
 from examples.tasks.task import Task, TaskSettings
 
 

@@ -18,8 +18,8 @@ from examples.data.batching import Arrays, Batch, count, whole
 from examples.data.documents import Documents
 from examples.data.subwords import Subwords
 from examples.models import encoder, llama, pretrained_llama
+from examples.models.functional import Params
 from examples.models.pretrained_llama import Loaded
-from examples.models.t5 import Params
 from examples.tasks.task import Task, TaskSettings
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from examples.data import labelled, reviews, subwords
 from examples.data.batching import Arrays, padded
 from examples.models import classifier, encoder, functional
-from examples.models.t5 import Params
+from examples.models.functional import Params
 from examples.tasks.classification import ClassificationTask, check_model, check_rows
 from examples.tasks.language import check_length, load_encoder
 

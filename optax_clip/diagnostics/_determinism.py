@@ -1,5 +1,7 @@
 """Whether a loss can be measured at all."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -5,7 +5,6 @@ holds (integers, keys, names, functions) is passed on to the loss as it is.
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,19 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clip._trees import path_name
+from optax_clip._trees import path_name, pure
 
 Where = Callable[[str], bool]
-
-
-def pure(tree: Any) -> Any:
-    """Returns the tree with the variables of Flax NNX replaced by their values.
-
-    NNX wraps the same array in one type as a parameter and in another as the state of
-    an optimizer. Nothing is imported: whoever has such a tree has loaded `flax.nnx`.
-    """
-    nnx = sys.modules.get("flax.nnx")
-    return tree if nnx is None else nnx.as_pure(tree)
 
 
 def dtype_of(leaf: Any) -> Any:

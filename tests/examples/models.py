@@ -1,6 +1,7 @@
 """What the tests of the example models share: golden files, weights, checkpoints."""
 
 import functools
+import json
 import sys
 import types
 from pathlib import Path
@@ -74,6 +75,30 @@ def rewrite(folder, change):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
+
+
+def rename(folder, old, new):
+    """Give a tensor of a checkpoint another name."""
+
+    def change(tensors):
+        tensors[new] = tensors.pop(old)
+
+    rewrite(folder, change)
+
+
+def change_config(folder, drop=(), **fields):
+    """Change the config.json of a checkpoint in place."""
+    path = folder / "config.json"
+    raw = {k: v for k, v in json.loads(path.read_text()).items() if k not in drop}
+    path.write_text(json.dumps(raw | fields))
+
+
+def make_pointer(path):
+    """Put in place of a file what a clone without Git LFS has there."""
+    path.write_text(
+        "version https://git-lfs.github.com/spec/v1\n"
+        f"oid sha256:{64 * '0'}\nsize {path.stat().st_size}\n"
+    )
 
 
 def hub(monkeypatch, snapshot_download):

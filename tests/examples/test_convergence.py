@@ -12,15 +12,22 @@ from examples.convergence import experiment as convergence
 from examples.convergence import report as convergence_report
 from examples.factors import experiment as factors
 from examples.factors import variants
-from examples.lab import sweep
+from examples.lab import contest, held_out, sweep
 from examples.lab.log import Log
-from examples.lab.winners import winners
+from examples.lab.optimizers import OPTIMIZERS
+from examples.lab.run_folder import read_settings
+from examples.lab.statistics import bootstrap
+from examples.lab.winners import Rules, winners
 from examples.models import huggingface, t5
+from examples.tasks import by_name
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Trainings whose loss is best at a rate of 1, and what was trained."""
+    """Trainings whose loss is best at a rate of 1, and what was trained.
+
+    What they leave as parameters is what they would be assessed by.
+    """
     calls = []
 
     def trainer(task, contender, steps):
@@ -29,14 +36,31 @@ def trained(monkeypatch):
         def train(rate, seed):
             calls.append((name, fraction, rate, seed))
             distance = abs(np.log10(rate))
-            last = float("nan") if rate > 50 else distance + fraction + seed / 100
-            return sweep.Trained([9.0, last], params=None)
+            last = float("nan") if rate > 50 else distance + fraction + seed / 1e5
+            return sweep.Trained([9.0, last], params=last)
 
         return train
 
-    monkeypatch.setattr(sweep, "by_name", lambda *contender: contender)
+    assessed = []
+
+    def assessor(task):
+        def assess(params, batches):
+            assessed.append([{k: v.tolist() for k, v in b.items()} for b in batches])
+            return params if isinstance(params, float) else 9.0
+
+        return assess
+
+    monkeypatch.setattr(sweep, "by_name", lambda *one: FakeOptimizer(one))
     monkeypatch.setattr(sweep, "trainer", trainer)
-    return calls
+    monkeypatch.setattr(held_out, "assessor", assessor)
+    return calls, assessed
+
+
+class FakeOptimizer(tuple):
+    """A contender that also makes optimizers, for the size of their state."""
+
+    def __call__(self, rate):
+        return OPTIMIZERS[self[0]](rate, self[1])
 
 
 @pytest.fixture
@@ -57,22 +81,129 @@ def _run(settings):
 
 def test_the_best_rate_of_each_runs_with_every_seed(settings, trained):
     runs = _run(settings)
-    best = winners(runs)
+    best = winners(runs, read_settings(settings.folder())["settings"])
     assert list(best) == [("sgd", 0.05), ("clipped_sgd", 0.05), ("clipped_sgd", 0.5)]
     for own in best.values():
-        assert [run["learning_rate"] for run in own] == [1.0, 1.0]
-        assert [run["seed"] for run in own] == [0, 1]
+        assert [run["learning_rate"] for run in own] == [1.0] * 3
+        assert [run["seed"] for run in own] == [0, 1, 2]
     report = (settings.folder() / "report.md").read_text()
     assert "| SGD, 50 % clipped | 1 |" in report
+    assert "The number of comparisons with SGD is 2" in report
+    assert "Not there: Adam, normalized SGD" in report
+
+
+def test_what_chooses_a_rate_is_in_no_reported_number(settings, trained):
+    runs = _run(settings)
+    for run in runs:
+        choosing = run["seed"] == contest.SELECTION_SEED
+        assert ("validation_loss" in run, "test_loss" in run) == (
+            choosing,
+            not choosing,
+        )
+    best = winners(runs, read_settings(settings.folder())["settings"])
+    assert all("validation_loss" not in run for own in best.values() for run in own)
+    _, assessed = trained
+    validation, test, *rest = assessed  # before training, both
+    assert all(rows in (validation, test) for rows in rest)
+    sources = [{tuple(r) for b in part for r in b["source"]} for part in assessed[:2]]
+    assert not sources[0] & sources[1]
+
+
+def test_a_winner_at_an_edge_of_what_was_tried_is_none(settings, trained):
+    runs = _run(settings)
+    content = read_settings(settings.folder())["settings"]
+    lower = [run for run in runs if run["learning_rate"] <= 1]
+    assert winners(runs, content)
+    assert not winners(lower, content)
+
+
+def test_settings_without_a_selection_seed_say_that_a_reported_seed_chose():
+    runs = [
+        {"name": "sgd", "fraction": 0.05, "learning_rate": r, "seed": s, "loss": r + s}
+        for r, s in [(0.1, 0), (1.0, 0), (0.1, 1)]
+    ]
+    (own,) = winners(runs, {"seeds": 2}).values()
+    assert [run["seed"] for run in own] == [0, 1]
+    assert "one of the seeds in the means" in Rules.of({"seeds": 2}).said()
+
+
+@pytest.mark.parametrize("seeds", [2, contest.SELECTION_SEED + 1])
+def test_too_few_seeds_or_the_one_that_chooses_are_refused(seeds):
+    with pytest.raises(ValueError, match="expected at least 3 seeds to report"):
+        contest.recorded(seeds=seeds, validation_rows=2, test_rows=2, tail=1)
+
+
+def test_held_out_rows_are_not_trained_on_nor_twice_there(micro_t5):
+    choice = by_name.Choice("translation", str(micro_t5))
+    task = by_name.load(choice, max_length=20, batch_size=2, seed=0, held_out=12)
+    rows = task.held_out_arrays
+    repeated = {name: a[[0, 1, 1, 2, *range(3, 9)]] for name, a in rows.items()}
+    trained_on = {
+        name: np.concatenate([task.train[name], a[:1]]) for name, a in rows.items()
+    }
+    task = dataclasses.replace(task, held_out_arrays=repeated, train=trained_on)
+    validation, test = held_out.split(task, validation_rows=2, test_rows=6)
+    found = np.concatenate([batch["source"] for batch in [*validation, *test]])
+    assert {*map(tuple, found)} == {*map(tuple, rows["source"][1:9])}
+    with pytest.raises(ValueError, match=r"at least 10 held-out rows .* got 8"):
+        held_out.split(task, validation_rows=2, test_rows=8)
+
+
+def test_batches_are_assessed_by_their_labels(micro_t5):
+    choice = by_name.Choice("translation", str(micro_t5))
+    task = by_name.load(choice, max_length=20, batch_size=2, seed=0, held_out=4)
+    batches = task.held_out_batches()
+    both = {n: np.concatenate([b[n] for b in batches]) for n in batches[0]}
+    assess = held_out.assessor(task)
+    whole = float(task.eval_loss(task.params, both))
+    assert assess(task.params, batches) == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_way_to_adam_is_told_of_the_means_and_by_seed():
+    rules = Rules.of({"selection_seed": 1000, "seeds": 2})
+    sgd, own, adam = (
+        [{"seed": seed, "test_loss": loss} for seed, loss in enumerate(losses)]
+        for losses in ([4.0, 4.0], [3.0, 3.9], [2.0, 3.0])
+    )
+    way = convergence_report._of_lead
+    assert way(own, sgd, adam, rules) == "37% (10% to 50%)"
+    assert way(adam, sgd, adam, rules) == "100%"
+    assert way(sgd, sgd, adam, rules) == "-"
+    assert way(own, adam, sgd, rules) == "-"  # there is no lead
+
+
+def test_a_bootstrap_interval_covers_as_often_as_it_says():
+    random = np.random.default_rng(1)
+    found = [bootstrap(random.normal(size=40)) for _ in range(300)]
+    covered = np.mean([one.low <= 0 <= one.high for one in found])
+    assert 0.90 < covered < 0.98
+    one = bootstrap([1.0, 2.0, 4.0])
+    assert (one.low, one.high) == (1.0, 4.0)
+    assert one.excludes_zero
+    assert bootstrap([1.0, 2.0, 4.0]) == one
+
+
+def test_the_columns_of_scale_have_norm_one():
+    params = {"embed": {"embedding": np.ones((5, 3))}, "norm": np.ones(3)}
+    params["layer"] = {"kernel": np.arange(6.0).reshape(2, 3)}
+    optimizer = OPTIMIZERS["scale"](1.0, 0.0)
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    kernel = updates["layer"]["kernel"]
+    np.testing.assert_allclose(np.linalg.norm(kernel, axis=1), 1, rtol=1e-6)
+    table = updates["embed"]["embedding"]  # tied: its columns go over the words
+    np.testing.assert_allclose(np.linalg.norm(table, axis=0), 1, rtol=1e-6)
+    sizes = sorted(x.size for x in jax.tree.leaves(state) if x.ndim)
+    assert sizes == [3, 3, 15]  # Adam of the vector, momentum of the output alone
 
 
 def test_an_interrupted_experiment_repeats_no_training(settings, trained):
     _run(settings)
-    count, path = len(trained), settings.folder() / "runs.jsonl"
+    (calls, _), path = trained, settings.folder() / "runs.jsonl"
+    count = len(calls)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]) + lines[-1][:20])  # killed while writing
     runs = _run(dataclasses.replace(settings, resume=True))
-    assert len(trained) == count + 1
+    assert len(calls) == count + 1
     assert [json.loads(line) for line in lines] == runs
 
 

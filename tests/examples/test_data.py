@@ -1,14 +1,25 @@
 """The laws of the pairs, the vocabulary and span corruption."""
 
+import functools
 import re
 import sys
 
 import numpy as np
 import pytest
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
-from examples.data import batching, span_corruption, translation, vocabulary
+from examples.data import (
+    batching,
+    bpe,
+    span_corruption,
+    subwords,
+    translation,
+    vocabulary,
+)
 from examples.data.translation import Pair
+
+from .models import make_pointer
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +215,31 @@ def test_training_again_gives_the_committed_vocabulary_to_the_byte(tmp_path):
     train_vocabulary.main(out=tmp_path / "spiece.model")
     trained = (tmp_path / "spiece.model").read_bytes()
     assert trained == vocabulary.COMMITTED.read_bytes()
+
+
+def test_the_sentinels_may_be_among_the_pieces_as_in_mt5(words, tmp_path):
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(vocabulary.COMMITTED.read_bytes())
+    for i in reversed(range(vocabulary.SENTINELS)):
+        model.pieces.add(piece=f"▁<extra_id_{i}>", score=-100.0)
+    path = tmp_path / "spiece.model"
+    path.write_bytes(model.SerializeToString())
+    like_mt5 = vocabulary.load(path)
+    assert (like_mt5.size, like_mt5.pieces) == (words.size, words.pieces)
+    (row,) = words.encode(["un chat"])
+    assert like_mt5.encode(["un chat"]) == [row]
+    assert like_mt5.decode([[like_mt5.sentinel(0), *row]]) == ["un chat"]
+
+
+@pytest.mark.parametrize(
+    "load", [vocabulary.load, subwords.load, functools.partial(bpe.from_json, rows=1)]
+)
+def test_a_pointer_of_git_lfs_is_no_vocabulary(load, tmp_path):
+    path = tmp_path / "tokenizer"
+    path.touch()
+    make_pointer(path)
+    with pytest.raises(ValueError, match=r"a Git LFS pointer.*`git lfs pull`"):
+        load(path)
 
 
 def test_a_file_that_is_no_t5_vocabulary_is_refused(tmp_path, split):

@@ -20,7 +20,7 @@ from examples.models import encoder, huggingface_encoder
 
 from ..helpers import assert_close, assert_finite, assert_same_bits
 from . import models
-from .models import hub, jit, rewrite, to_tensors
+from .models import change_config, hub, jit, rewrite, to_tensors
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -457,19 +457,15 @@ def test_missing_unknown_and_misshapen_tensors_are_all_named(checkpoint):
     ],
 )
 def test_a_config_of_another_model_is_refused(checkpoint, changes, message):
-    path = checkpoint / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    change_config(checkpoint, **changes)
     with pytest.raises(ValueError, match=message):
         huggingface_encoder.load(checkpoint)
 
 
 def test_a_roberta_pads_with_1_where_its_config_does_not_say(checkpoint):
-    path = checkpoint / "config.json"
-    config = json.loads(path.read_text())
-    del config["pad_token_id"]
-    path.write_text(json.dumps(config))
-    expected = int(config["model_type"] == "roberta")
-    assert huggingface_encoder.load(checkpoint)[0].pad_token_id == expected
+    change_config(checkpoint, drop={"pad_token_id"})
+    config = huggingface_encoder.load(checkpoint)[0]
+    assert config.pad_token_id == int(config.model_type == "roberta")
 
 
 def test_saving_refuses_norms_in_front(tmp_path):

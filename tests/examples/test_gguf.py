@@ -225,6 +225,13 @@ def test_a_file_that_is_cut_off_or_no_gguf_is_refused(tmp_path, spoil):
         llama_gguf.load(path)
 
 
+def test_a_pointer_of_git_lfs_is_said_so(tmp_path):
+    path = write(tmp_path / "tiny.gguf")
+    models.make_pointer(path)
+    with pytest.raises(ValueError, match=r"a Git LFS pointer.*`git lfs pull`"):
+        llama_gguf.load(path)
+
+
 def test_a_file_that_does_not_exist_is_said_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="found no such file"):
         llama_gguf.load(tmp_path / "nowhere.gguf")

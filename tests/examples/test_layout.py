@@ -6,7 +6,14 @@ import pytest
 
 from .test_index import EXAMPLES
 
-EXPERIMENTS = {"finetune_t5", "sharpness", "convergence", "factors", "heterogeneity"}
+EXPERIMENTS = {
+    "finetune_t5",
+    "sharpness",
+    "convergence",
+    "factors",
+    "stability",
+    "heterogeneity",
+}
 # Room -> the rooms that its modules may import; an experiment and what pretrains may
 # import all of these, and each other never.
 MAY_IMPORT = {

@@ -7,7 +7,6 @@ Llama, not about us.
 
 import dataclasses
 import functools
-import json
 import types
 
 import jax
@@ -22,7 +21,7 @@ from examples.models import huggingface_llama, llama
 
 from ..helpers import assert_close, assert_finite, assert_same_bits
 from . import models
-from .models import jit, rewrite, to_tensors
+from .models import change_config, jit, rename, rewrite, to_tensors
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -292,11 +291,6 @@ def checkpoint(tmp_path):
     return tmp_path
 
 
-def change_config(folder, **fields):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
 @pytest.mark.parametrize("config", [TINY, UNTIED], ids=["tied", "untied"])
 def test_what_is_saved_loads_to_the_bits_of_its_dtype(tmp_path, config):
     _, graphdef, params = tiny(config)
@@ -319,11 +313,26 @@ def test_old_writers_keep_frequencies_and_a_copy_of_the_embedding(checkpoint):
     assert_same_bits(huggingface_llama.load(checkpoint)[2], params)
 
 
+def test_the_embedding_may_be_there_as_the_head_alone(checkpoint):
+    *_, params = huggingface_llama.load(checkpoint)
+    rename(checkpoint, "model.embed_tokens.weight", "lm_head.weight")
+    assert_same_bits(huggingface_llama.load(checkpoint)[2], params)
+
+
+def test_a_tied_llama_may_be_saved_without_its_head(checkpoint):
+    *_, params = huggingface_llama.load(checkpoint)
+
+    def strip(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+    rewrite(checkpoint, strip)
+    assert_same_bits(huggingface_llama.load(checkpoint)[2], params)
+
+
 def test_the_config_of_an_older_transformers_says_the_same(checkpoint):
-    raw = json.loads((checkpoint / "config.json").read_text())
-    del raw["head_dim"]
     change = {"rope_scaling": None, "rope_theta": 500000.0, "eos_token_id": [7, 9]}
-    (checkpoint / "config.json").write_text(json.dumps(raw | change))
+    change_config(checkpoint, drop={"head_dim"}, **change)
     config = huggingface_llama.read_config(checkpoint)
     assert config.rope_theta == 500000
     assert config.head_dim == 2  # hidden_size / num_attention_heads

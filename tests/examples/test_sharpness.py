@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples.lab import log, paper, steps
+from examples.data.batching import count
+from examples.lab import held_out, log, paper, steps
 from examples.lab.directions import with_pseudo_updates
 from examples.lab.optimizers import LONG_VERSION, PAPER
+from examples.sharpness import correlation, kinds
 from examples.sharpness import experiment as sharpness
+from examples.sharpness import one_at_a_time as walks
 from examples.sharpness import report as sharpness_report
+from examples.sharpness import settings as settings_module
 from examples.sharpness.claims import holding
 from examples.sharpness.prediction import predict
 from examples.sharpness.settings import Settings, moments
@@ -92,6 +96,103 @@ def test_the_report_is_made_again_from_the_files_alone(finished):
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_the_fixed_batch_has_no_row_that_is_trained_on(micro_t5):
+    settings = Settings(preset="tiny", init=str(micro_t5))
+    task = sharpness.load(settings)
+    batch = held_out.batch(task, settings.sizes().test_size)
+    assert count(batch) == settings.sizes().test_size
+    trained_on = {tuple(row) for row in task.train["target"]}
+    assert not trained_on & {tuple(row) for row in batch["target"]}
+
+
+def test_trajectories_take_rates_that_were_swept_on_their_task():
+    assert Settings().rate_of("sgd") == (0.1, "results/convergence/translation")
+    masked = Settings(task="masked_lm")
+    assert masked.rate_of("sgd") == (0.01, "results/convergence/masked_lm")
+    assert masked.rate_of("adam").rate == 1e-4
+    assert dataclasses.replace(masked, learning_rate=1.0).rate() == 1.0
+    with pytest.raises(ValueError, match="no learning rate of sgd was swept on this"):
+        dataclasses.replace(masked, dataset="libreoffice").rate_of("sgd")
+
+
+@pytest.mark.slow
+def test_one_direction_at_a_time_measures_the_same(micro_t5, tmp_path, monkeypatch):
+    found = {}
+    few = {"sgd": 0.05, "clipped_sgd": 0.05, "adam": 0.05, "sign_sgd": 0.5}
+    monkeypatch.setattr(Settings, "fractions", lambda _: few)
+    for one_at_a_time in (False, True):
+        sizes = settings_module.PRESETS["tiny"]._replace(
+            one_at_a_time=one_at_a_time, adapting_steps=0
+        )
+        monkeypatch.setattr(Settings, "sizes", lambda _, sizes=sizes: sizes)
+        run = tmp_path / str(one_at_a_time)
+        settings = Settings(preset="tiny", init=str(micro_t5), run=run)
+        task = sharpness.prepare(settings)
+        task, at = sharpness.one_epoch(settings, task), moments(settings)
+        if one_at_a_time:
+            walks.measure(settings, task, at)
+            walks.measure(settings, task, at)  # nothing is left to do
+        else:
+            sharpness.all_at_once(settings, task, at)
+        found[one_at_a_time] = log.read_metrics(run)
+    together, apart = (
+        [line for line in lines if "sharpness" in line] for lines in found.values()
+    )
+    assert [line["step"] for line in together] == [line["step"] for line in apart]
+    for one, other in zip(together, apart, strict=True):
+        assert set(one) == set(other)
+        for part in ("sharpness", "split"):
+            ours, theirs = (jax.tree.leaves(x[part]) for x in (one, other))
+            np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-4)
+    losses = [
+        [line["loss"] for line in lines if "loss" in line] for lines in found.values()
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_the_parts_of_a_split_are_those_of_the_whole(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    for epoch, directions in summary["split"].items():
+        cell = summary["epochs"][epoch]
+        shown = cell["batches"].index(cell["in_figure"])
+        for name, parts in directions.items():
+            assert set(parts) <= {*kinds.KINDS}
+            total = sum(part["within"] + part["cross"] for part in parts.values())
+            expected = cell["directions"][name]["sharpness"][shown]
+            assert total == pytest.approx(expected, rel=1e-3, abs=1e-5)
+            assert sum(p["norm"] for p in parts.values()) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("layers/3/attention_norm/scale", "norm gains"),
+        ("norm/scale", "norm gains"),
+        ("embed/embedding", "embedding"),
+        ("position_embed/embedding", "embedding"),
+        ("decoder/layers/0/cross_attention/key/kernel", "attention"),
+        ("layers/0/feed_forward/gate/kernel", "feed-forward"),
+        ("head/dense/kernel", "others"),
+    ],
+)
+def test_tensors_have_kinds(path, kind):
+    assert kinds.kind(path) == kind
+
+
+def test_scales_of_tensors_alone_make_no_correlation_within_them(rng):
+    leaf_N = np.repeat(np.arange(20), 10)
+    scale_N = 10.0 ** rng.uniform(-4, 4, 20)[leaf_N]
+    slopes_N, curvatures_N = (scale_N * np.exp(rng.normal(size=200)) for _ in "ab")
+    found = correlation.within_tensors(slopes_N, curvatures_N, leaf_N, seed=0)
+    assert abs(found["spearman"]) < 0.25
+    assert found["tensors"] == 20
+    same = correlation.within_tensors(slopes_N, slopes_N**2, leaf_N, seed=0)
+    assert same["spearman"] == pytest.approx(1)
+    absent = np.where(leaf_N < 19, 0.0, slopes_N)
+    left = correlation.within_tensors(absent, curvatures_N, leaf_N, seed=0)
+    assert (left["coordinates"], left["tensors"]) == (10, 1)
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_numbers(start, finished, tmp_path):
     run = tmp_path / "run"
@@ -133,8 +234,9 @@ def test_memory_and_time_are_predicted_from_shapes(micro_t5):
     assert 27 * 4 * parameters < found.state_bytes < 28 * 4 * parameters
     gradients = 4 * 4 + 4 * 1  # rows: 4 updates, and one of Adam
     directions = 12 * 4 * 2  # rows: at two moments
-    scans, products = directions * 17, 8 * 4
-    rows = 6 * gradients + 12 * directions + 2 * scans + 12 * products
+    scans, products = directions * 17, (8 + 2 * 4) * 4  # both correlations
+    splits = 5 * 4 * 4 * 2  # kinds of blocks, directions, rows, moments
+    rows = 6 * gradients + 12 * (directions + splits + products) + 2 * scans
     assert found.flops == rows * 40 * parameters
 
 
@@ -226,6 +328,7 @@ def test_a_gradient_in_microbatches_is_that_of_the_whole_batch(rng):
         ({"learning_rate": -1.0}, "--learning-rate must be positive; got -1.0"),
         ({"batch_size": 3}, "--batch-size must be a multiple of 2, .* got 3"),
         ({"batch_size": 4_000}, "expected at least 8,000 training examples"),
+        ({"preset": "laptop"}, "no learning rate of sgd was swept on this task"),
         ({"task": "masked_lm", "pairs": "x.tsv"}, "--pairs and --dataset with pairs"),
         ({"documents": "x.txt"}, "--documents is for language models"),
         ({"init": "nowhere/at/all"}, "expected a folder with config.json"),

@@ -6,6 +6,7 @@ the model was not meant to change, it is a bug; they are facts about T5, not abo
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import sys
@@ -475,13 +476,85 @@ def test_the_known_superfluous_tensors_are_accepted(checkpoint):
     assert_same_bits(huggingface.load(checkpoint)[2], params)
 
 
-def test_a_copy_of_the_embedding_must_be_one(checkpoint):
+EMBEDDINGS = ["shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"]
+
+
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_the_embedding_may_have_any_of_its_names(checkpoint, name):
+    *_, params = huggingface.load(checkpoint)
+    models.rename(checkpoint, "shared.weight", f"{name}.weight")
+    assert_same_bits(huggingface.load(checkpoint)[2], params)
+
+
+def test_an_untied_head_is_no_name_of_the_embedding(tmp_path):
+    config, _, params = tiny(TINY_V1_1)
+    huggingface.save(tmp_path, config, params, dtype=np.float32)
+    models.rename(tmp_path, "shared.weight", "decoder.embed_tokens.weight")
+    assert_same_bits(huggingface.load(tmp_path)[2], params)
+    rewrite(tmp_path, lambda tensors: tensors.pop("decoder.embed_tokens.weight"))
+    with pytest.raises(ValueError, match=r"missing tensors: shared\.weight \(11, 8\)"):
+        huggingface.load(tmp_path)
+
+
+@pytest.mark.parametrize("others", [*itertools.combinations(EMBEDDINGS, 2)])
+def test_copies_of_the_embedding_that_disagree_are_refused(checkpoint, others):
     def change(tensors):
-        tensors["lm_head.weight"] = tensors["shared.weight"] + 1
+        embedding = tensors.pop("shared.weight")
+        tensors |= {f"{name}.weight": embedding + i for i, name in enumerate(others)}
 
     rewrite(checkpoint, change)
-    with pytest.raises(ValueError, match=r"lm_head\.weight differs from shared\.wei"):
+    first, second = others
+    with pytest.raises(ValueError, match=rf"{second}\.weight differs from {first}\."):
         huggingface.load(checkpoint)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.bfloat16])
+def test_a_copy_of_another_type_is_compared_by_its_numbers(checkpoint, dtype):
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["shared.weight"].astype(dtype)
+
+    rewrite(checkpoint, change)
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from shared"):
+        huggingface.load(checkpoint)
+
+
+def test_an_mt5_is_untied_and_gated_where_its_config_does_not_say(tmp_path):
+    config, _, params = tiny(TINY_V1_1)
+    huggingface.save(tmp_path, config, params)
+    fields = {"tie_word_embeddings", "feed_forward_proj"}
+    models.change_config(tmp_path, drop=fields, model_type="mt5")
+    assert huggingface.load(tmp_path)[0] == config
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_V1_1], ids=["v1.0", "v1.1"])
+def test_half_precision_does_not_overflow_in_the_feed_forward(rng, config):
+    """The sums of trained weights exceed 65504, the largest number of float16."""
+    batch = tiny_batch(rng)
+    _, graphdef, params = tiny(config)
+    for stack in ("encoder", "decoder"):
+        weights = params[stack]["layers"][0]["feed_forward"]["output"]
+        weights["kernel"] *= 2e4
+    half = jax.tree.map(lambda x: x.astype(np.float16), params)
+    y_BxTxD = 10 * jnp.asarray(rng.normal(size=(3, 5, 8)), np.float16)
+    layer = nnx.merge(graphdef, half).encoder.layers[0]
+    added_BxTxD = layer.feed_forward(y_BxTxD, None)
+    assert np.finfo(np.float16).max < abs(added_BxTxD).max() < np.inf
+    derivative = jit(jax.value_and_grad(t5.make_loss(graphdef, config)))
+    loss, gradient = derivative(half, batch)
+    np.testing.assert_allclose(loss, derivative(params, batch)[0], rtol=0.02)
+    assert {x.dtype for x in jax.tree.leaves(gradient)} == {np.dtype(np.float16)}
+    decode = jit(t5.greedy_decode, static_argnums=(0, 3))
+    assert decode(graphdef, half, batch["source"], 3).shape == (3, 3)
+
+
+def test_loading_refuses_a_dtype_that_overflows(checkpoint):
+    def change(tensors):
+        tensors["shared.weight"] *= 1e6
+
+    rewrite(checkpoint, change)
+    with pytest.raises(ValueError, match=r"shared\.weight reaches .* beyond float16"):
+        huggingface.load(checkpoint, np.float16)
+    huggingface.load(checkpoint, jnp.bfloat16)
 
 
 def test_missing_unknown_and_misshapen_tensors_are_all_named(checkpoint):
@@ -516,6 +589,33 @@ def test_a_long_list_of_tensors_is_cut_short(checkpoint):
 def test_a_folder_that_does_not_exist_is_said_so(name):
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         huggingface.load(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "tf_model.h5"]
+)
+def test_weights_in_another_format_are_named_and_the_way_out(checkpoint, name):
+    (checkpoint / "model.safetensors").rename(checkpoint / name)
+    with pytest.raises(FileNotFoundError, match=rf"but {name}\. .*`python -c .*torch"):
+        huggingface.load(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_pointer_of_git_lfs_is_said_so_and_what_to_run(checkpoint, name):
+    models.make_pointer(checkpoint / name)
+    with pytest.raises(ValueError, match=rf"{name}: a Git LFS pointer.*`git lfs pull`"):
+        huggingface.load(checkpoint)
+
+
+def test_an_index_that_is_none_is_refused(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    index = checkpoint / "model.safetensors.index.json"
+    for text in ("[]", "{}", '{"weight_map": {"shared.weight": 1}}', "{"):
+        index.write_text(text)
+        with pytest.raises(
+            ValueError, match="expected a JSON object with a weight_map"
+        ):
+            huggingface.load(checkpoint)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])

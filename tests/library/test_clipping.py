@@ -16,6 +16,7 @@ from ..helpers import (
     assert_same_bits,
     compilations,
     draw_tree,
+    makes_nan,
     run,
 )
 from . import reference
@@ -220,11 +221,13 @@ def test_leaves_that_are_not_there_are_not_counted(nothing, scope, rng):
 
 
 @pytest.mark.parametrize("scope", SCOPES)
+@makes_nan
 def test_a_nan_stays_where_it_is_and_never_becomes_the_threshold(scope):
     g = {"a": jnp.array([1.0, -2.0, np.nan, 4.0]), "b": jnp.array([8.0, 0.5])}
     updates, state = clip_once(g, 0.5, scope=scope)
     expected = reference.clip(wide(g), 0.5, scope)
-    assert_same_bits(updates, {k: np.float32(v) for k, v in expected.items()})
+    same_types = {k: np.asarray(v, g[k].dtype) for k, v in expected.items()}
+    assert_same_bits(updates, same_types)
     assert np.isnan(updates["a"]).sum() == 1
     assert_finite(state)
 
@@ -234,7 +237,8 @@ def test_an_infinity_is_clipped_like_any_large_number(scope):
     g = {"a": jnp.array([1.0, -jnp.inf, 3.0, 4.0]), "b": jnp.array([2.0, jnp.inf])}
     updates, state = clip_once(g, 0.5, scope=scope)
     expected = reference.clip(wide(g), 0.5, scope)
-    assert_same_bits(updates, {k: np.float32(v) for k, v in expected.items()})
+    same_types = {k: np.asarray(v, g[k].dtype) for k, v in expected.items()}
+    assert_same_bits(updates, same_types)
     assert_finite((updates, state))
 
 
@@ -341,6 +345,7 @@ def test_a_numerator_is_clipped_by_any_factor(values, expected, dtype):
     assert_close(updates[2], np.asarray(expected), ulps=2)
 
 
+@makes_nan
 def test_a_complex_number_of_infinite_modulus_keeps_its_phase():
     g = jnp.array([3e38 + 3e38j, 2.0, 1.0, complex(np.inf, -np.inf)], jnp.complex64)
     updates, _ = clip_once(g, 0.5)
@@ -458,6 +463,14 @@ def metric(metrics, name):
     return value
 
 
+@pytest.fixture
+def promotion():
+    """Lets optax.MultiSteps divide int32 by float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("promotion")
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_metrics_are_found_under_every_wrapper(wrapper, rng):
     g = draw_tree(rng, shapes={"a": (8,), "b": (4, 5)})
@@ -624,6 +637,74 @@ def test_numerator_clip_of_zeros_is_finite(fraction):
     assert_same_bits(updates, g)  # one non-zero coordinate: none to clip
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float16", "bfloat16", "complex64"])
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    "factory",
+    [
+        lambda scope: optax_clip.clip_top_k_coordinates(0.25, scope=scope),
+        lambda scope: optax_clip.clip_numerator(optax.identity(), 0.25, scope=scope),
+        lambda scope: optax_clip.clipped_normalized_sgd(
+            0.5, fraction=0.25, scope=scope
+        ),
+    ],
+    ids=["clip", "numerator", "normalized"],
+)
+def test_no_type_is_promoted_where_jax_promotes_none(factory, scope, dtype):
+    tx, g = factory(scope), {"a": jnp.ones((4, 3), dtype), "b": jnp.ones(3)}
+    with jax.numpy_dtype_promotion("strict"):
+        updates, _ = jax.eval_shape(tx.update, g, tx.init(g), g)
+    for x, y in zip(updates.values(), g.values(), strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+
+
+def test_a_numerator_of_eight_bits_is_clipped_as_the_clip_does():
+    g = jnp.array([1.0, -8.0, 3.0, 2.0], "float8_e4m3fn")
+    clip = optax_clip.clip_top_k_coordinates(0.25)
+    numerator = optax_clip.clip_numerator(optax.identity(), 0.25)
+    expected, _ = clip.update(g, clip.init(g))
+    assert_same_bits(numerator.update(g, numerator.init(g))[0], expected)
+
+
+def shampoo_like():
+    """Multiplies the gradient of a matrix with one of its statistics."""
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree.map(lambda g: jnp.linalg.inv(g @ g.T) @ g, updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (lambda: optax.contrib.muon(0.1), "as Muon and Shampoo do"),
+        (shampoo_like, r"multiplies matrices \(dot_general\)"),
+        (lambda: optax.chain(optax.scale_by_rms(), shampoo_like()), "multiplies matr"),
+        (optax.scale_by_adam, r"keeps a momentum \(ScaleByAdamState\)"),
+        (lambda: optax.sgd(0.1, 0.9), r"keeps a momentum \(TraceState\)"),
+        (lambda: optax.adafactor(0.1, momentum=0.9), "keeps a momentum .EmaState"),
+        (optax.scale_by_lion, r"momentum .ScaleByLionState\). Put clip_top_k_coord"),
+    ],
+)
+def test_a_numerator_of_what_is_no_division_is_refused(inner, message):
+    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(3)}
+    with pytest.raises(ValueError, match=message):
+        optax_clip.clip_numerator(inner(), 0.25).init(params)
+    optax_clip.clip_numerator(inner(), 0.0).init(params)  # the plain transformation
+
+
+def test_what_cannot_be_known_to_divide_is_not_refused():
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones(3)}
+    labels = {"a": "rms", "b": "none"}
+    made_for_this = optax.partition(
+        {"rms": optax.scale_by_rms(), "none": optax.identity()}, labels
+    )
+    for inner in (made_for_this, optax.clip_by_global_norm(1.0), optax.adafactor(0.1)):
+        optax_clip.clip_numerator(inner, 0.25).init(params)
+
+
 def test_numerator_clip_hands_params_and_extra_arguments_inwards(rng):
     seen = {}
 
@@ -710,6 +791,7 @@ def test_the_derivative_of_a_normalized_block_of_zeros_is_zero():
 @pytest.mark.parametrize(
     "dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e4m3b11fnuz"]
 )
+@makes_nan
 def test_floats_of_eight_bits_clip_right(dtype):
     g = jnp.array([240.0, -240.0, 30.0, -28.0, 1.0, 2.0, 3.0, 0.0]).astype(dtype)
     g = jnp.where(jnp.isfinite(g.astype(jnp.float32)), g, jnp.asarray(28.0, dtype))

@@ -22,6 +22,7 @@ from ..helpers import (
     avals,
     compilations,
     draw_tree,
+    makes_nan,
     run,
 )
 from .factories import (
@@ -405,6 +406,7 @@ def test_zero_gradients_give_zero_updates_in_bfloat16(name, rng):
 
 
 @every_factory
+@makes_nan
 def test_a_nan_never_leaves_its_own_leaf(name, rng):
     g = draw_tree(rng)
     bad = {**g, "kernel": g["kernel"].at[1, 2].set(jnp.nan)}

@@ -1,5 +1,7 @@
 """Shadow optimizers on one gradient stream."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,6 +171,108 @@ def test_the_state_is_constant_under_scan_and_compiles_once(rng):
         got = jax.tree.map(lambda x, t=t: x[t], history)
         for name in PLAIN:
             assert_close(got[name], expected.updates[name], ulps=32)
+
+
+def moving(rng, shadows, steps=3):
+    """A chain that trains, its state after some steps, the gradient and parameters."""
+    params, grads = stream(rng, steps=steps)
+    optimizer = optax.chain(optax_clip.pseudo_updates(shadows), optax.sgd(0.1))
+    _, states = follow(optimizer, params[:-1], grads[:-1])
+    return optimizer, grads[-1], states[-1], params[-1]
+
+
+def test_pseudo_updates_at_the_parameters_are_those_of_the_step_from_there(rng):
+    optimizer, gradient, state, params = moving(rng, PLAIN)
+    found = jax.jit(functools.partial(optax_clip.pseudo_updates_at, optimizer))(
+        gradient, state, params
+    )
+    _, after = jax.jit(optimizer.update)(gradient, state, params)
+    assert_close(found, after[0].updates)
+    assert_same_bits(optax_clip.pseudo_updates_of(after), after[0].updates)
+
+
+def test_pseudo_updates_start_from_the_states_of_a_checkpoint(rng):
+    params, grads = stream(rng)
+    pseudo = optax_clip.pseudo_updates(PLAIN)
+    trained = {}
+    for name, tx in PLAIN.items():
+        _, (*_, trained[name]) = follow(tx, params[:-1], grads[:-1])
+    state = pseudo.init(params[-1])._replace(states=trained)
+    found = optax_clip.pseudo_updates_at(pseudo, grads[-1], state, params[-1])
+    _, (*_, alone) = follow(pseudo, params, grads)
+    assert_close(found, alone.updates)
+
+
+def test_donated_steps_leave_the_pseudo_updates_alone(rng):
+    twins = PLAIN | {"twin": PLAIN["SGD"], "gradient": optax.identity()}
+    optimizer, gradient, state, params = moving(rng, twins)
+    at = jax.jit(functools.partial(optax_clip.pseudo_updates_at, optimizer))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train_step(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
+        inside = optax.tree.norm(optax_clip.pseudo_updates_of(state))
+        return optax.apply_updates(params, updates), state, inside
+
+    for _ in range(3):
+        before = at(gradient, state, params)
+        given = params
+        params, state, inside = train_step(params, state, gradient)
+        assert all(x.is_deleted() for x in jax.tree.leaves(given))
+        assert_close(optax.tree.norm(before), inside)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.MultiSteps(tx, 1).gradient_transformation(),
+        lambda tx: optax.named_chain(("optimizer", tx)),
+        lambda tx: optax.apply_if_finite(tx, 3),
+        lambda tx: optax.chain(optax.identity(), tx),
+    ],
+)
+def test_pseudo_updates_are_found_under_wrappers(rng, wrap):
+    optimizer, gradient, _, params = moving(rng, {"SGD": optax.sgd(2.0)}, steps=2)
+    optimizer = wrap(optimizer)
+    at = jax.jit(functools.partial(optax_clip.pseudo_updates_at, optimizer))
+    found = at(gradient, optimizer.init(params), params)
+    assert_close(found, {"SGD": jax.tree.map(lambda g: -2 * g, gradient)})
+
+
+def test_pseudo_updates_of_a_flax_nnx_optimizer_are_values_at_its_parameters():
+    nnx = pytest.importorskip("flax.nnx")
+    model, x = nnx.Linear(4, 1, rngs=nnx.Rngs(0)), jnp.ones((2, 4))
+    pseudo = optax_clip.pseudo_updates({"SGD": optax.sgd(3.0)})
+    optimizer = nnx.Optimizer(model, optax.chain(pseudo, optax.sgd(0.1)), wrt=nnx.Param)
+    graph, params = nnx.split(model)
+
+    def loss(params):
+        return (nnx.merge(graph, params)(x) ** 2).sum()
+
+    gradient = jax.grad(loss)(params)
+    ahead = optax_clip.pseudo_updates_at(
+        optimizer.tx, gradient, optimizer.opt_state, nnx.state(model)
+    )
+    measured = optax_clip.diagnostics.directional_derivatives(loss, params, ahead)
+    assert measured["SGD"].slope < 0
+    optimizer.update(model, gradient)  # which moves `params`, too
+    expected = jax.tree.map(lambda g: -3.0 * g, nnx.to_pure_dict(gradient))
+    state = nnx.state(optimizer)
+    states = [optimizer.opt_state, state, nnx.to_pure_dict(state)]
+    for found in (ahead, *map(optax_clip.pseudo_updates_of, states)):
+        assert_close(jax.tree.leaves(found["SGD"]), jax.tree.leaves(expected))
+
+
+def test_a_state_without_pseudo_updates_is_said_so():
+    with pytest.raises(ValueError, match="pseudo_updates in it; there are none"):
+        optax_clip.pseudo_updates_of(optax.adam(1.0).init(jnp.ones(3)))
+
+
+def test_two_pseudo_updates_of_one_name_are_refused():
+    pseudo = optax_clip.pseudo_updates({"SGD": optax.sgd(1.0)})
+    state = optax.chain(pseudo, pseudo).init(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"every name once .* \{'SGD'\} are there"):
+        optax_clip.pseudo_updates_of(state)
 
 
 def test_no_shadows_are_refused():

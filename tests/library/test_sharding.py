@@ -5,9 +5,6 @@ On a mesh, automatic or explicit, and shard by shard inside `jax.shard_map`.
 
 import functools
 import re
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -671,54 +668,3 @@ def test_the_derivative_of_a_sharded_clip_is_that_of_one_device(rng):
         return jax.grad(lambda g: jnp.sum(jnp.sin(tx.update(g, tx.init(g))[0])))(g)
 
     assert_close(in_shards(placed), expected, ulps=4)
-
-
-TWO_PROCESSES = """
-import sys
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
-import optax_clip
-
-number, port = int(sys.argv[1]), sys.argv[2]
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 2)
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
-assert jax.device_count() == 4 and jax.local_device_count() == 2
-mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-whole = np.random.default_rng(7).standard_cauchy((64, 32)).astype(np.float32)
-g = jax.make_array_from_callback(
-    whole.shape, NamedSharding(mesh, P("data")), lambda i: whole[i]
-)
-tx = optax_clip.clip_top_k_coordinates(0.05)
-with jax.set_mesh(mesh):
-    _, state = jax.jit(tx.update)(g, tx.init(whole))
-expected = np.sort(np.abs(whole), axis=None)[::-1][int(0.05 * whole.size)]
-assert float(state.threshold) == expected, (state.threshold, expected)
-print("same threshold", float(state.threshold).hex())
-"""
-
-
-def test_two_processes_find_the_same_threshold(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = tmp_path / "process.py"
-    script.write_text(TWO_PROCESSES)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(i), str(port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    found = [re.findall(r"same threshold (\S+)", output) for output in outputs]
-    assert found[0] == found[1] != [], outputs

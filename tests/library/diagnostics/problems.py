@@ -1,23 +1,9 @@
 """Losses with known or dense Hessians, and the naive formulas in NumPy float64."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-
-
-def makes_nan(test):
-    """Marks a test that makes nan or infinity on purpose."""
-
-    @functools.wraps(test)
-    def run(*args, **options):
-        with jax.debug_nans(False), jax.debug_infs(False):
-            return test(*args, **options)
-
-    return run
-
 
 VOCABULARY, LENGTH, WIDTH, HEADS = 7, 5, 4, 2
 

@@ -14,8 +14,9 @@ import optax_clip
 from optax_clip import diagnostics
 from optax_clip.diagnostics import directional_derivatives, directional_sharpness
 
+from ...helpers import makes_nan
 from . import problems
-from .problems import makes_nan, quadratic, transformer_loss, waves
+from .problems import quadratic, transformer_loss, waves
 
 pytestmark = pytest.mark.usefixtures("strict")
 

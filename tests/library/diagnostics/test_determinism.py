@@ -7,8 +7,9 @@ import pytest
 
 from optax_clip import diagnostics
 
+from ...helpers import makes_nan
 from . import problems
-from .problems import makes_nan, waves
+from .problems import waves
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -40,3 +41,34 @@ def test_dropout_left_on_is_found_in_loss_or_gradient(rng):
     diagnostics.check_deterministic(noisy_gradient, steps, where=lambda p: p == "b")
     with pytest.raises(ValueError, match="its gradient at w differs"):
         diagnostics.check_deterministic(noisy_gradient, steps, where=lambda p: p == "w")
+
+
+def test_dropout_and_batch_statistics_of_flax_nnx_are_explained():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(3, 4, rngs=rngs)
+            self.norm = nnx.BatchNorm(4, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dropout(self.norm(self.linear(x)))
+
+    net, x = Net(nnx.Rngs(0)), jnp.eye(3)
+    still = nnx.view(net, deterministic=True, use_running_average=True)
+    graph, params, rest = nnx.split(still, nnx.Param, ...)
+
+    def loss(params):
+        return (nnx.merge(graph, params, rest)(x) ** 2).sum()
+
+    diagnostics.check_deterministic(loss, params)
+    drawn = iter(range(100))
+
+    def with_dropout(params):
+        key = jax.random.fold_in(jax.random.key(0), next(drawn))
+        y = nnx.merge(graph, params, rest).linear(x)
+        return (net.dropout(y, rngs=nnx.Rngs(dropout=key)) ** 2).sum()
+
+    with pytest.raises(ValueError, match=r"Is dropout on.* nnx\.view\(model, determin"):
+        diagnostics.check_deterministic(with_dropout, params)

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_clip.diagnostics import Stacked, coordinate_histogram, coordinate_quantiles
 
-from .problems import makes_nan
+from ...helpers import makes_nan
 
 pytestmark = pytest.mark.usefixtures("strict")
 

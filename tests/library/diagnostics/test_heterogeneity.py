@@ -7,8 +7,9 @@ import pytest
 
 from optax_clip import diagnostics
 
+from ...helpers import makes_nan
 from . import problems
-from .problems import makes_nan, quadratic
+from .problems import quadratic
 
 pytestmark = pytest.mark.usefixtures("strict")
 

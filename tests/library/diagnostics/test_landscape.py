@@ -10,8 +10,9 @@ import pytest
 from optax_clip import diagnostics
 from optax_clip.diagnostics import line_scan, loss_along
 
+from ...helpers import makes_nan
 from . import problems
-from .problems import makes_nan, quadratic, tokens, transformer_loss, waves
+from .problems import quadratic, tokens, transformer_loss, waves
 
 pytestmark = pytest.mark.usefixtures("strict")
 

@@ -1,0 +1,3 @@
+from benchmarks.accelerator.program import cli
+
+cli()

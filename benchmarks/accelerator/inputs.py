@@ -1,0 +1,69 @@
+"""Gradients and weights, drawn on the device: a host would take minutes."""
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.contestants import Shapes
+from examples.models import t5
+
+if TYPE_CHECKING:
+    from benchmarks.accelerator.presets import Preset
+
+
+def tree_shapes(tree: str, preset: "Preset") -> Shapes:
+    """The shapes of the tree of this name."""
+    coordinates = preset.coordinates[tree]
+    if tree == "one leaf":
+        return [(coordinates,)]
+    shapes = jax.eval_shape(lambda: t5.init(t5.T5Config(**preset.t5), 0)[1])
+    by_path = jax.tree_util.tree_leaves_with_path(shapes)
+    found = [leaf.shape for _, leaf in by_path]
+    if tree == "scanned":  # one array for all layers, as a scan over them wants
+        places = ["/".join(str(k.key) for k in path) for path, _ in by_path]
+        kinds = ["".join(c for c in place if not c.isdigit()) for place in places]
+        number = {kind: kinds.count(kind) for kind in kinds}
+        shape = dict(zip(kinds, found, strict=True))
+        found = [
+            (n, *shape[kind]) if n > 1 else shape[kind] for kind, n in number.items()
+        ]
+    scale = coordinates / sum(map(math.prod, found))
+    # Of a stack and of a matrix the rows are scaled, not the layers.
+    return [_scaled(shape, scale, stacked=tree == "scanned") for shape in found]
+
+
+def _scaled(shape: tuple[int, ...], scale: float, *, stacked: bool) -> tuple[int, ...]:
+    i = 1 if stacked and len(shape) == 3 else 0
+    rows = max(1, round(shape[i] * scale))
+    return (*shape[:i], rows, *shape[i + 1 :])
+
+
+def gradients(shapes: Shapes, dtype: str, seed: int = 0) -> list[jax.Array]:
+    """Normal times log-normal, every leaf with a scale of its own, over two decades."""
+    keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(shapes))
+    return [_heavy(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _heavy(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    first, second, third = jax.random.split(key, 3)
+    scale = 10 ** jax.random.uniform(third, minval=-1, maxval=1)
+    values = jnp.exp(jax.random.normal(first, shape)) * scale
+    return (values * jax.random.normal(second, shape)).astype(dtype)
+
+
+def weights(like: Any, seed: int = 0) -> Any:
+    """Small normal matrices, and scales of one, in float32."""
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(leaves))
+    drawn = [_weight(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _weight(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    vector = len(shape) == 1 or (len(shape) == 2 and shape[0] < 64)  # of each layer
+    return jnp.ones(shape) if vector else 0.02 * jax.random.normal(key, shape)

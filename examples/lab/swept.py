@@ -1,0 +1,67 @@
+"""The learning rate that a committed sweep found for an optimizer on a task.
+
+    rate, source = swept_rate({"task": "translation", "init": ...}, "sgd")
+
+A rate that was swept elsewhere is no substitute: the best ones differ tenfold between
+tasks.
+"""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from examples.lab import files, run_folder
+from examples.lab.winners import Rules, of, winners
+
+RESULTS = Path(__file__).parents[1] / "results" / "convergence"
+
+# What two runs must have in common for a rate to be that of both.
+_TASK = ("task", "init", "dataset", "pairs", "documents")
+
+
+class Swept(NamedTuple):
+    """A learning rate, and the run that it won in."""
+
+    rate: float
+    source: str
+
+
+def swept_rate(
+    settings: Mapping[str, Any], optimizer: str, results: Path = RESULTS
+) -> Swept:
+    """The rate of an optimizer on the task that the settings describe.
+
+    Where several runs are of that task, one that chose apart from what it reports.
+    """
+    wanted = tuple(str(settings.get(name)) for name in _TASK)
+    found = [
+        (apart, source, rate)
+        for task, source, apart, rates in _runs(results)
+        if task == wanted and (rate := rates.get(optimizer))
+    ]
+    if not found:
+        named = ", ".join(f"{k} {v}" for k, v in zip(_TASK[:3], wanted, strict=False))
+        raise ValueError(
+            f"no learning rate of {optimizer} was swept on this task ({named}): run "
+            "examples.convergence on it first, or give --learning-rate."
+        )
+    _, source, rate = max(found)
+    return Swept(rate, source)
+
+
+@functools.cache
+def _runs(
+    results: Path,
+) -> list[tuple[tuple[str, ...], str, bool, dict[str, float]]]:
+    """Of every run: its task, its name, whether it chose apart, its best rates."""
+    found = []
+    for path in sorted(results.glob("*/settings.json")):
+        settings = run_folder.read_settings(path.parent)["settings"]
+        best = winners(files.read_lines(path.parent / "runs.jsonl"), settings)
+        names = dict.fromkeys(name for name, _ in best)
+        rates = {name: of(best, name)[0]["learning_rate"] for name in names}
+        task = tuple(str(settings.get(name)) for name in _TASK)
+        source = f"results/{results.name}/{path.parent.name}"
+        found.append((task, source, Rules.of(settings).apart, rates))
+    return found

@@ -1,0 +1,209 @@
+"""What the pages about the papers say of results, made from result files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.heterogeneity.claims import clear, gap
+from examples.lab import files, paper, run_folder
+from examples.lab.optimizers import label
+from examples.lab.statistics import bootstrap
+from examples.lab.tables import Table
+from examples.lab.winners import Rules, Winners, differences, of, winners
+from examples.sharpness.claims import (
+    between_trajectories,
+    changes,
+    counted,
+    holding,
+    quotients,
+)
+from examples.tasks import by_name
+
+RESULTS = "examples/results"
+_CLIPPING_LETS, _ON_ITS_LINE = "clipping lets ", " reduce the loss further on its line"
+
+
+def first_paper(root: Path) -> str:
+    """What came out of the first paper's claims, as a list."""
+    runs = run_folder.read_summaries(root / RESULTS / "sharpness")
+    cells = [cell for run in runs for cell in run["epochs"].values()]
+    held = {one.claim: _held(runs, i) for i, one in enumerate(paper.INVARIANTS)}
+    always = [claim for claim, (of, _) in held.items() if of == len(runs)]
+    partly = [
+        f"{claim}: in all cells of {of} of {len(runs)} runs, {in_cells} of "
+        f"{len(cells)} cells"
+        for claim, (of, in_cells) in held.items()
+        if of < len(runs)
+    ]
+    counts = {text: (theirs, n, of) for text, theirs, n, of in counted(runs)}
+    below = "Adafactor is below Adam (almost always)"
+    theirs, n, of = counts[below]
+    partly.append(f"Adafactor is below Adam: {n} of {of} cells (the paper {theirs})")
+    lines = [
+        f"{text.removeprefix(_CLIPPING_LETS).removesuffix(_ON_ITS_LINE)} in {n} of {of}"
+        for text, (_, n, of) in counts.items()
+        if text.startswith(_CLIPPING_LETS)
+    ]
+    ratios = [q for pair in between_trajectories(runs) for q in pair]
+    spread = [changes(run) for run in runs]
+    pooled = [run["correlation"]["spearman"] for run in runs if run["correlation"]]
+    return "\n".join(
+        [
+            f"- **Holds**, in every cell of all {len(runs)} runs: {'; '.join(always)}.",
+            f"- **Holds in part**: {'; '.join(partly)}.",
+            "- **How far the loss falls along a direction**: clipping lets it fall "
+            f"farther for {', '.join(lines)} cells, at one batch each.",
+            *_distances(runs),
+            "- **Fails here**: that translation's ratios are smaller on Adam's "
+            f"trajectory than on SGD's ({sum(q > 1 for q in ratios)} of {len(ratios)}),"
+            " and that sharpness is stable along a run (SGD's largest is "
+            f"{min(spread):.0f} to {max(spread):.0f} times its smallest).",
+            "- **Conjectured there, measured here**: $|g_i|$ and $|H_{ii}|$ go "
+            f"together, Spearman's correlation {min(pooled):.2f} to {max(pooled):.2f}."
+            f"{_within(runs)}",
+        ]
+    )
+
+
+def _held(runs: Sequence[dict[str, Any]], i: int) -> tuple[int, int]:
+    """In every cell of how many runs, and in how many cells, an invariant holds."""
+    found = [[holding(cell)[i][0] for cell in run["epochs"].values()] for run in runs]
+    return sum(map(all, found)), sum(map(sum, found))
+
+
+def _distances(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """How far the ratios are from the paper's, by trajectory."""
+    lines = []
+    for task, trajectory in paper.RATIOS:
+        own = [
+            run
+            for run in runs
+            if (run["settings"]["task"], run["settings"]["trajectory"])
+            == (task, trajectory)
+        ]
+        found = {
+            column: [
+                q
+                for run in own
+                for q in quotients(run, paper.reported(run["settings"]), column)
+            ]
+            for column in ("clipped_sgd", "adafactor")
+        }
+        if all(found.values()):
+            where = f"{task.replace('_lm', ' words')}, {_DRIVERS[trajectory]}"
+            lines.append(
+                f"{where} {_span(found['clipped_sgd'])} (Adafactor's "
+                f"{_span(found['adafactor'])})"
+            )
+    if not lines:
+        return []
+    return [
+        "- **Other sizes than the paper's**: clipped SGD's ratio is so many times the "
+        f"paper's at the same epoch: {'; '.join(lines)}."
+    ]
+
+
+_DRIVERS = {"sgd": "SGD's trajectory", "adam": "Adam's trajectory"}
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = (f"{float(f'{x:.2g}'):,g}" for x in (min(values), max(values)))
+    return f"{low} to {high}"
+
+
+def _within(runs: Sequence[dict[str, Any]]) -> str:
+    """What is known of the correlation within tensors."""
+    found = [run["correlation_within"] for run in runs if "correlation_within" in run]
+    if not found:
+        return (
+            " Coordinates of all tensors are pooled in it, so the scales of the "
+            "tensors alone may produce a part of it; within tensors these runs did not "
+            "measure it."
+        )
+    values = [one["spearman"] for one in found]
+    return (
+        " Coordinates of all tensors are pooled in it; within tensors it is "
+        f"{min(values):.2f} to {max(values):.2f} ({len(found)} runs)."
+    )
+
+
+def second_paper(root: Path) -> str:
+    """What came out of the second paper's main claim, as a sentence."""
+    runs = run_folder.read_summaries(root / RESULTS / "heterogeneity")
+    transformers = [run for run in runs if run["settings"]["model"] != "resnet"]
+    below = sum(gap(run) > 0 for run in transformers)
+    certain = sum(map(clear, transformers))
+    return (
+        f"- **Holds in part**: sign descent ended below SGD on {below} of the "
+        f"{len(transformers)} transformers; on {certain} of them the 95 % interval of "
+        "the difference, seed by seed, is above 0 (at most five seeds, whose bootstrap "
+        "interval is too narrow; some runs from scratch never left the level of "
+        "chance)."
+    )
+
+
+def training_loss(root: Path) -> str:
+    """How clipped SGD and Adam end on every task, relative to SGD."""
+    lines = []
+    for folder, settings, best in _convergences(root):
+        rules, fraction = Rules.of(settings), settings["fraction"]
+        found = {
+            name: differences(runs, of(best, "sgd"), rules.reported)
+            for name in ("clipped_sgd", "adam")
+            if (runs := best.get((name, fraction)))
+        }
+        said = [
+            f"{label(name, fraction)} {bootstrap(values)}"
+            for name, values in found.items()
+            if values
+        ]
+        kind = "test" if rules.apart else "training"
+        caveat = "" if rules.apart else ", at rates chosen on one of these seeds"
+        lines.append(
+            f"- **{kind.capitalize()} loss minus SGD's**, {_subject(settings)}: "
+            f"{', '.join(said) or 'not there yet'} (seed by seed, {rules.seeds} "
+            f"seeds{caveat}; [report]({_UP}/convergence/{folder.name}/report.md))."
+        )
+    return "\n".join(lines)
+
+
+def fractions(root: Path) -> str:
+    """Which fraction to clip, and what else one could do: a table of differences."""
+    runs = _convergences(root)
+    clipped = sorted({f for *_, best in runs for n, f in best if n == "clipped_sgd"})
+    rows = []
+    for folder, settings, best in runs:
+        rules, plain = Rules.of(settings), of(best, "sgd")
+        wanted = [("clipped_sgd", f) for f in clipped]
+        wanted += [(n, settings["fraction"]) for n in ("norm_clipped_sgd", "adam")]
+        cells = []
+        for key in wanted:
+            found = differences(best.get(key, []), plain, rules.reported)
+            cells.append(str(bootstrap(found)) if found else "-")
+        what = (
+            "test loss" if rules.apart else "training loss; chosen on a reported seed"
+        )
+        report = f"{_UP}/convergence/{folder.name}/report.md"
+        rows.append([f"[{_subject(settings)}]({report}) ({what})", *cells])
+    heads = [f"{100 * f:g} %" for f in clipped]
+    table = Table("", ["minus SGD's", *heads, "norm clipped", "Adam"], rows)
+    return table.markdown()
+
+
+_UP = f"../../{RESULTS}"
+
+
+def _convergences(root: Path) -> list[tuple[Path, dict[str, Any], Winners]]:
+    """Every committed run that has SGD: its folder, its settings, the best runs."""
+    found = []
+    for path in sorted((root / RESULTS).glob("convergence/*/settings.json")):
+        settings = run_folder.read_settings(path.parent)["settings"]
+        best = winners(files.read_lines(path.parent / "runs.jsonl"), settings)
+        if of(best, "sgd"):
+            found.append((path.parent, settings, best))
+    return found
+
+
+def _subject(settings: dict[str, Any]) -> str:
+    task, model = by_name.TITLES[settings["task"]], Path(settings["init"]).name
+    return f"{task}, {model}"

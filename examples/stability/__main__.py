@@ -1,0 +1,3 @@
+from examples.stability.experiment import cli
+
+cli()

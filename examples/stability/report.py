@@ -1,0 +1,133 @@
+"""Table and figures of a run of `examples.stability`, made from its files.
+
+`python -m examples.stability.report RUN` makes them again.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from examples.lab import command_line, files, looks, provenance, run_folder, tables
+from examples.lab.files import Line
+from examples.lab.optimizers import label
+from examples.lab.statistics import bootstrap
+from examples.tasks import by_name
+
+
+def write(folder: Path) -> list[Path]:
+    """Writes everything that the run has data for so far."""
+    runs = files.read_lines(folder / "runs.jsonl")
+    content = run_folder.read_settings(folder)
+    if not runs:
+        raise FileNotFoundError(f"{folder}: nothing has been measured there yet.")
+    settings = content["settings"]
+    figures = [
+        tables.Figure(
+            looks.draw(folder / "predicted.png", lambda figure: _found(runs, figure)),
+            "The largest stable learning rate, found by search, against the one that "
+            "the sharpness of the direction predicts before training; a mark is a "
+            "seed, on the line both are the same.",
+        ),
+        tables.Figure(
+            looks.draw(folder / "along.png", lambda figure: _along(runs, figure)),
+            "The predicted rate over the rate that it trains with, along trainings at "
+            "half of the largest stable rate; where batch sharpness settles at 2 / "
+            "rate it is 1.",
+        ),
+    ]
+    report = tables.Report(
+        f"Does sharpness predict the learning rate? {by_name.TITLES[settings['task']]}",
+        _introduction(settings, runs),
+        figures,
+        [_table(runs)],
+        provenance.described(content["sessions"]),
+    )
+    return [report.write(folder / "report.md"), *(f.path for f in figures)]
+
+
+def _introduction(settings: Mapping[str, Any], runs: Sequence[Line]) -> str:
+    trainings = sum(len(run["tried"]) for run in runs)
+    return (
+        f"SGD without momentum from `{settings['init']}`, {settings['steps']} steps of "
+        f"{settings['batch_size']} examples. Predicted is 2 <g, u> / u^T H u in the "
+        f"mean over {settings['batches']} batches before training. A rate is stable if "
+        f"the mean loss of the last {settings['tail']} steps is not above that of the "
+        f"first; the search ends within a factor of {settings['resolution']:g}, after "
+        f"{trainings} trainings. Intervals are 95 % bootstrap over the seeds."
+    )
+
+
+def _by_fraction(runs: Sequence[Line]) -> dict[float, list[Line]]:
+    found: dict[float, list[Line]] = {}
+    for run in runs:
+        found.setdefault(run["fraction"], []).append(run)
+    return found
+
+
+def _name(fraction: float) -> str:
+    return label("clipped_sgd" if fraction else "sgd", fraction)
+
+
+def _table(runs: Sequence[Line]) -> tables.Table:
+    rows = []
+    for fraction, own in _by_fraction(runs).items():
+        both = [(run["predicted"], run["found"]) for run in own if run["predicted"]]
+        ratios = [np.log10(found / predicted) for predicted, found in both]
+        middle = bootstrap(ratios) if ratios else None
+        rows.append(
+            [
+                _name(fraction),
+                ", ".join(f"{predicted:.3g}" for predicted, _ in both) or "-",
+                ", ".join(f"{run['found']:.3g}" for run in own),
+                f"{10**middle.mean:.2g} [{10**middle.low:.2g}, {10**middle.high:.2g}]"
+                if middle
+                else "-",
+            ]
+        )
+    return tables.Table(
+        "Largest stable learning rate, seed by seed",
+        ["", "predicted", "found", "found / predicted, geometric mean"],
+        rows,
+    )
+
+
+def _found(runs: Sequence[Line], figure: Figure) -> None:
+    axes = figure.subplots()
+    for shade, (fraction, own) in enumerate(_by_fraction(runs).items()):
+        both = [(r["predicted"], r["found"]) for r in own if r["predicted"]]
+        if both:
+            axes.plot(*zip(*both, strict=True), f"C{shade}o", label=_name(fraction))
+    ends = [r[key] for r in runs for key in ("predicted", "found") if r["predicted"]]
+    if ends:
+        line = [min(ends), max(ends)]
+        axes.plot(line, line, color="0.6", linewidth=0.8)
+        axes.legend()
+    axes.set(xscale="log", yscale="log", xlabel="predicted rate", ylabel="found rate")
+    axes.set_title("Largest stable learning rate")
+
+
+def _along(runs: Sequence[Line], figure: Figure) -> None:
+    axes = figure.subplots()
+    for shade, (fraction, own) in enumerate(_by_fraction(runs).items()):
+        for i, run in enumerate(own):
+            known = [(s, p / (run["found"] / 2)) for s, p in run["along"] if p]
+            if known:
+                name = _name(fraction) if not i else None
+                axes.plot(*zip(*known, strict=True), f"C{shade}", label=name)
+    axes.axhline(1, color="0.6", linewidth=0.8, label="batch sharpness = 2 / rate")
+    axes.set(yscale="log", xlabel="step", ylabel="predicted rate / rate")
+    axes.set_title("Along trainings at half of the largest stable rate")
+    axes.legend()
+
+
+def main(run: tyro.conf.Positional[Path]) -> None:
+    """Makes the table and the figures of a run again."""
+    print("\n".join(map(str, write(run))))
+
+
+if __name__ == "__main__":
+    command_line.report("stability.report", main)
