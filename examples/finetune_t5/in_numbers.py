@@ -94,18 +94,19 @@ def in_one_row(summary: Summary) -> list[str]:
         for name in compared
         if (found := _minus_sgd(by_seed, name, "pool_losses"))
     ]
+    begin = summary["start"]["chrf"]
     chrf = [named["adam"]["chrf"] for named in by_seed.values() if "adam" in named]
     covered = [
         progress.covered(_steps(named), "clipped_sgd") for named in by_seed.values()
     ]
     return [
         "loss on the training pairs minus SGD's, a T5 that translates",
-        f"{', '.join(differences)}; chrF {summary['start']['chrf']:.1f}, after Adam "
-        f"{np.mean(chrf):.1f}",
+        f"{', '.join(differences)}; chrF {begin:.1f}, after Adam {np.mean(chrf):.1f}",
         f"{len(by_seed)} seeds",
         "clipped SGD covers "
-        + ", ".join(_number(x, ".0%", "none") for x in covered)
-        + " of the way from SGD to Adam in steps",
+        + ", ".join(_number(x, ".0%", "less than 0%") for x in covered)
+        + " of the way from SGD to Adam in steps"
+        + ("; chrF does not rise" if np.mean(chrf) <= begin else ""),
     ]
 
 
