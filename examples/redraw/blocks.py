@@ -165,9 +165,9 @@ def _convergence(folder: Path) -> list[str]:
 
 def _finetuning(folder: Path) -> list[list[str]]:
     """The main job's row, where several seeds were trained."""
-    summary = finetune_t5.read(folder)
-    if not summary["seeds"]:
+    if not (folder / "seeds.jsonl").is_file():
         return []
+    summary = finetune_t5.read(folder)
     *row, failing = in_numbers.in_one_row(summary)
     return [[*row, f"{failing} ([report]({_RESULTS}/finetune_t5/report.md))"]]
 
