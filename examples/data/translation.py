@@ -2,6 +2,7 @@
 
     committed_split() / libreoffice_split() / file_split(path, seed)
         / opus_books_split(seed) -> Split(train, valid) of Pair
+    libreoffice_parts() -> Parts(translated, untranslated, valid) of Pair
         -> tokenise(pairs, vocabulary, max_length) -> Tokenised(arrays, dropped)
 
 `batching.batch_at` takes batches from the arrays.
@@ -43,6 +44,14 @@ class Split(NamedTuple):
     valid: list[Pair]
 
 
+class Parts(NamedTuple):
+    """LibreOffice's help by what is done with it; every page is in one part only."""
+
+    translated: list[Pair]  # for a pretraining that is to learn translation
+    untranslated: list[Pair]  # for a fine-tuning on pairs that are new to it
+    valid: list[Pair]
+
+
 class Tokenised(NamedTuple):
     """Arrays "source" and "target", padded with 0, and how many pairs were too long."""
 
@@ -58,6 +67,16 @@ def committed_split() -> Split:
 def libreoffice_split() -> Split:
     """The pairs of LibreOffice's help; one page in sixteen is held out as a whole."""
     return _committed(LIBREOFFICE, is_one_in_sixteen)
+
+
+def libreoffice_parts() -> Parts:
+    """The same pairs; a third of the training pages is kept for fine-tuning."""
+    train, valid = libreoffice_split()
+    parts = Parts([], [], valid)
+    for pair in train:
+        kept = hashlib.sha256(pair.origin.encode()).digest()[1] % 3 == 0
+        (parts.untranslated if kept else parts.translated).append(pair)
+    return parts
 
 
 def is_one_in_sixteen(origin: str) -> bool:
@@ -87,16 +106,20 @@ def opus_books_split(seed: int) -> Split:
     return Split(train=pairs[:_OPUS_TRAIN], valid=pairs[_OPUS_TRAIN:])
 
 
+def blank_lines(path: Path) -> int:
+    """How many lines of a user's file `read_tsv` skips."""
+    return sum(_is_blank(line) for line in _lines(path))
+
+
 def read_tsv(path: Path) -> list[Pair]:
-    """Reads English<TAB>French lines; a bad line is an error that names it."""
+    """Reads English<TAB>French lines; blank ones are skipped, a bad one is an error."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: expected a file of English<TAB>French lines, found no such file."
         )
-    # Split bytes: str.splitlines would break lines at U+2028 and friends, too.
-    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
-    parsed = [_parse(line) for line in lines]
-    bad = [(n, row) for n, row in enumerate(parsed, start=1) if isinstance(row, str)]
+    lines = enumerate(_lines(path), start=1)
+    parsed = {number: _parse(line) for number, line in lines if not _is_blank(line)}
+    bad = [(n, row) for n, row in parsed.items() if isinstance(row, str)]
     if bad:
         number, found = bad[0]
         others = f"; bad lines in all: {len(bad)}" if len(bad) > 1 else ""
@@ -106,7 +129,7 @@ def read_tsv(path: Path) -> list[Pair]:
         )
     if len(parsed) < 2:
         raise ValueError(f"{path}: expected at least 2 pairs (train and validation).")
-    columns = [row for row in parsed if isinstance(row, tuple)]
+    columns = [row for row in parsed.values() if isinstance(row, tuple)]
     return [Pair(english, french, path.name) for english, french in columns]
 
 
@@ -141,6 +164,15 @@ def _committed(paths: tuple[Path, ...], held_out: Callable[[str], bool]) -> Spli
         part = split.valid if held_out(origin) else split.train
         part.append(Pair(english, french, origin))
     return split
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Of bytes: str.splitlines would break lines at U+2028 and friends, too."""
+    return path.read_bytes().removesuffix(b"\n").split(b"\n")
+
+
+def _is_blank(line: bytes) -> bool:
+    return not line.strip(b" \r")
 
 
 def _read_xz(path: Path) -> list[str]:

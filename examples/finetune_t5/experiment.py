@@ -1,10 +1,11 @@
 """Fine-tunes a T5 on English-French: `python -m examples.finetune_t5` (the main job).
 
-One checkpoint, the same batches, three optimizers: SGD, SGD with 5 % of the coordinates
-clipped, and Adam, each at the learning rate that `examples.finetune_t5.sweep` found.
-Along SGD's trajectory the paper's seven optimizers make pseudo-updates, and their
-directional sharpness is measured. Everything goes to runs/finetune_t5; interrupted, it
-goes on with --resume, to the same numbers.
+One checkpoint that translates, a few hundred pairs that are new to it, and on the same
+batches SGD, SGD with the norm of its gradient clipped, SGD with 5 % of its coordinates
+clipped, and Adam, each at the rate that `examples.finetune_t5.sweep` found on other
+pairs. Along SGD's trajectory the paper's seven optimizers make pseudo-updates, and
+their directional sharpness is measured. Everything goes to runs/finetune_t5;
+interrupted, it goes on with --resume, to the same numbers.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import optax
 import tyro
 
 import optax_clip
+from examples.data import translation
 from examples.finetune_t5 import report
 from examples.finetune_t5.measurements import TRAJECTORY, Instruments
 from examples.lab import command_line, files, log, run_folder, training
@@ -43,26 +45,33 @@ class Settings:
     optimizer: Annotated[
         tuple[str, ...],
         tyro.conf.arg(help=f"One or several of {', '.join(OPTIMIZERS)}."),
-    ] = ("sgd", "clipped_sgd", "adam")
+    ] = ("sgd", "norm_clipped_sgd", "clipped_sgd", "adam")
     learning_rate: float | None = None
     """For a single optimizer; without it, that of the committed sweep."""
     fraction: float = 0.05
     """Fraction of the coordinates to clip, in [0, 1)."""
-    steps: int = 200
-    batch_size: int = 16
+    steps: int = 32
+    batch_size: int = 48
     """Pairs in each step's batch."""
-    max_length: int = 40
+    train_pairs: int | None = 768
+    """Train on so many of the pairs at most, which the seed chooses."""
+    max_length: int = 32
     """Longest source and target in tokens; longer pairs are dropped."""
-    measurements: int = 3
-    """How often, evenly spaced, to take the validation loss and the sharpness."""
-    measured_batches: int = 2
+    evaluations: int = 8
+    """How often, evenly spaced, to take the losses on all pairs."""
+    measurements: int = 2
+    """How often, evenly spaced, to measure the sharpness."""
+    measured_batches: int = 1
     """Size, in batches, of the fixed sample of training pairs for the sharpness."""
-    held_out: int = 256
-    """Held-out pairs in the validation loss; a quarter of them is translated."""
-    init: str = "examples/checkpoints/t5-enfr-small"
+    held_out: int = 128
+    """Held-out pairs, which are translated at the start and at the end."""
+    init: str = "examples/checkpoints/t5-enfr-mixture"
     """A folder with a T5 in the Hugging Face layout, or a name on the hub."""
-    dataset: Literal["en_fr", "opus_books"] = "en_fr"
-    """The committed pairs, or the papers' data from the Hugging Face hub."""
+    dataset: Literal["libreoffice_untranslated", "en_fr", "opus_books"] = (
+        "libreoffice_untranslated"
+    )
+    """Pages of LibreOffice's help that the checkpoint's pretraining did not translate,
+    dialogues of two games, or the papers' data from the Hugging Face hub."""
     pairs: Path | None = None
     """A file of English<TAB>French lines, instead of the dataset."""
     seed: int = 0
@@ -78,7 +87,7 @@ class Settings:
         check_names(self.optimizer)
         check_fraction(self.fraction)
         check_rate(self.learning_rate)
-        if self.pairs and self.dataset != "en_fr":
+        if self.pairs and self.dataset != Settings.dataset:
             raise ValueError("--pairs and --dataset exclude each other: choose one.")
         run_folder.check_counts(self)
 
@@ -87,31 +96,55 @@ class Settings:
         fields = dataclasses.asdict(self)
         for name in ("run", "save_every", "resume"):
             del fields[name]
-        return fields
+        return fields | {"pairs": self.pairs and str(self.pairs)}
 
     def training(self) -> dict[str, Any]:
         """What the best learning rate depends on."""
-        fields = dataclasses.asdict(self)
+        fields = self.decisive()
         return {name: fields[name] for name in _TRAINING}
+
+    def evaluated_at(self) -> set[int]:
+        """The numbers of updates after which the validation loss is taken."""
+        return {0, *_evenly(self.evaluations, self.steps), *self.measured_at()}
+
+    def measured_at(self) -> set[int]:
+        """The numbers of updates after which the sharpness is measured."""
+        return set(_evenly(self.measurements, self.steps))
+
+
+def _evenly(count: int, steps: int) -> list[int]:
+    return [max(1, round(steps * (i + 1) / count)) for i in range(count)]
 
 
 _TRAINING = (
     "fraction",
     "steps",
     "batch_size",
+    "train_pairs",
     "max_length",
     "init",
     "dataset",
     "pairs",
-    "seed",
 )
+
+
+def load(settings: Settings) -> TranslationTask:
+    """The checkpoint and the pairs; where they do not do, says why in one sentence."""
+    task = load_translation(settings)
+    wanted = settings.train_pairs
+    if wanted is not None and wanted < settings.batch_size:
+        raise ValueError(
+            f"--train-pairs must be at least the batch size of {settings.batch_size}; "
+            f"got {wanted}."
+        )
+    return dataclasses.replace(task, train_pairs=wanted)
 
 
 def prepare(settings: Settings) -> tuple[TranslationTask, dict[str, float | None]]:
     """Everything that can be refused, before any work; claims the run folder last."""
     settings.check()
     rates = learning_rates(settings.optimizer, settings.learning_rate)
-    task = load_translation(settings)
+    task = load(settings)
     # Names may come to mean other files between a run and its continuation.
     identity = settings.decisive() | {
         "learning_rates": rates,
@@ -126,10 +159,14 @@ def main(
 ) -> None:
     """Fine-tunes with each optimizer, measures along the way, reports."""
     print(describe(settings, task), flush=True)
-    instruments = Instruments(task, settings.measured_batches)
+    instruments = Instruments(task, settings.measured_batches, settings.measured_at())
+    start = settings.run / "start.json"
+    if not start.is_file():
+        files.write_json(start, instruments.translate(task.params))
     for name, rate in rates.items():
         fine_tune(settings, task, instruments, name, rate)
-    report.summarise(settings.run, list(rates), task.counts())
+    blank = translation.blank_lines(settings.pairs) if settings.pairs else 0
+    report.summarise(settings.run, list(rates), task.counts() | {"blank": blank})
     report.write(settings.run)
     report.show(settings.run)
 
@@ -165,7 +202,7 @@ def fine_tune(
             # Those of the optimizer itself, not of the pseudo-updates.
             observe=_clip_metrics if is_clipped(name) else None,
             evaluate=instruments.evaluate,
-            evaluate_every=-(-settings.steps // settings.measurements),
+            evaluate_at=settings.evaluated_at(),
             save_every=settings.save_every,
             label=name,
         )
@@ -188,11 +225,13 @@ def fine_tune(
 def describe(settings: Settings, task: TranslationTask) -> str:
     """What is about to happen, for people."""
     counts = task.counts()
+    blank = translation.blank_lines(settings.pairs) if settings.pairs else 0
+    skipped = f"{blank:,} blank lines of {settings.pairs} skipped. " if blank else ""
     return (
         f"{settings.init}: {optax.tree.size(task.params):,} parameters; "
         f"{counts['train']:,} pairs to train on, {counts['dropped']:,} of more than "
         f"{settings.max_length} tokens dropped, {counts['held_out']:,} held out. "
-        f"Results go to {settings.run}."
+        f"{skipped}Results go to {settings.run}."
         + ("" if settings.learning_rate else tuning_note(settings.training()))
     )
 

@@ -1,13 +1,14 @@
 """What is measured in a fine-tuning run besides its training loss.
 
-    validation loss, translations   of any parameters, on held-out pairs
+    losses, translations            of any parameters
     sharpness, landscape            of the trajectory that carries the pseudo-updates
 
 `examples.lab.directions` has what a pseudo-update is.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import sacrebleu
 
+from examples.data.batching import Arrays, whole
 from examples.lab.directions import before_last_step, numbers, pseudo_directions
 from examples.lab.optimizers import PAPER
 from examples.lab.steps import Metrics, TrainState
@@ -23,13 +25,17 @@ from examples.tasks.translation import TranslationTask
 from optax_clip import diagnostics
 
 TRAJECTORY = "sgd"
+_EVALUATED = 256  # of the training pairs at most
+_POINTS = 16  # of a landscape
 
 
 class Instruments:
     """Compiled once, used for every optimizer of a run."""
 
-    def __init__(self, task: TranslationTask, measured_batches: int) -> None:
-        self.task = task
+    def __init__(
+        self, task: TranslationTask, measured_batches: int, measured_at: Container[int]
+    ) -> None:
+        self.task, self.measured_at = task, measured_at
         self.batch = task.fixed_batch(task.batch_size * measured_batches)
         stream = {"microbatches": measured_batches, "weight": task.weight}
         self._loss = jax.jit(task.eval_loss)
@@ -39,18 +45,25 @@ class Instruments:
         self._loss_along = _jitted(diagnostics.loss_along, task.eval_loss, **stream)
 
     def evaluate(self, step: int, state: TrainState) -> Metrics:
-        """The validation loss and, where there are pseudo-updates, their sharpness."""
-        metrics: dict[str, Any] = {"valid_loss": self.validation_loss(state.params)}
-        if step and pseudo_directions(state):
+        """The losses and, where there are pseudo-updates, their sharpness."""
+        metrics: dict[str, Any] = self.losses(state.params)
+        if step in self.measured_at and pseudo_directions(state):
             metrics["sharpness"] = self.sharpness(state)
         return metrics
 
-    def validation_loss(self, params: t5.Params) -> float:
-        """Mean per token over the held-out pairs."""
+    def losses(self, params: t5.Params, seed: int | None = None) -> dict[str, float]:
+        """Means per token, over the training pairs of a seed and the held-out ones."""
+        task = self.task if seed is None else dataclasses.replace(self.task, seed=seed)
+        pool = {name: array[:_EVALUATED] for name, array in task.pool().items()}
+        padding = dict.fromkeys(pool, task.config.pad_token_id)
+        return {
+            "pool_loss": self._mean(params, whole(pool, task.batch_size, padding)),
+            "valid_loss": self._mean(params, task.held_out_batches()),
+        }
+
+    def _mean(self, params: t5.Params, batches: Sequence[Arrays]) -> float:
         found = diagnostics.mean_over_batches(
-            lambda batch: self._loss(params, batch),
-            self.task.held_out_batches(),
-            weight=self.task.weight,
+            lambda batch: self._loss(params, batch), batches, weight=self.task.weight
         )
         return float(found.mean)
 
@@ -75,15 +88,10 @@ class Instruments:
         }
 
     def translate(self, params: t5.Params) -> dict[str, Any]:
-        """Greedy translations of a quarter of the held-out pairs, and their chrF."""
-        rows = slice(None, None, 4)
-        pairs = self.task.held_out[rows]
-        ids = _decode(
-            self.task.graphdef,
-            params,
-            self.task.held_out_arrays["source"][rows],
-            self.task.held_out_arrays["target"].shape[1],
-        )
+        """Greedy translations of the held-out pairs, and their chrF."""
+        pairs, arrays = self.task.held_out, self.task.held_out_arrays
+        length = arrays["target"].shape[1]
+        ids = _decode(self.task.graphdef, params, arrays["source"], length)
         translations = self.task.words.decode(np.asarray(ids).tolist())
         references = [pair.french for pair in pairs]
         return {
@@ -106,4 +114,6 @@ def _jitted(measure: Callable, loss: Callable, **options: Any) -> Callable:
 def _distances(sharpness: Mapping[str, Mapping[str, float | None]]) -> np.ndarray:
     """From a tenth of the shortest Newton step to ten times the longest."""
     best = [step for d in sharpness.values() if (step := d["newton_step"])]
-    return np.geomspace(min(best, default=0.1) / 10, max(best, default=10) * 10, 31)
+    return np.geomspace(
+        min(best, default=0.1) / 10, max(best, default=10) * 10, _POINTS
+    )

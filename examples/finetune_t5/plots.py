@@ -1,7 +1,7 @@
 """The figures of a fine-tuning run, made from its summary and nothing else."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def draw(run: Path, summary: Summary) -> list[tables.Figure]:
     painters: dict[str, tuple[Callable[..., None], str]] = {
         "loss_curves": (
             _loss_curves,
-            "Training loss of each optimizer (thick: mean of 10 batches; thin: each "
+            f"Training loss of each optimizer (thick: {_thick(summary)}; thin: each "
             "batch; dots: held-out pairs) and its distance from SGD's on the same "
             "batches.",
         )
@@ -53,6 +53,11 @@ def draw(run: Path, summary: Summary) -> list[tables.Figure]:
     ]
 
 
+def _thick(summary: Summary) -> str:
+    pool = any(row.get("pool_losses") for row in summary["optimizers"].values())
+    return "all training pairs" if pool else f"mean of {_WINDOW} batches"
+
+
 def _title(what: str, summary: Summary) -> str:
     settings = summary["settings"]
     model = Path(settings["init"]).name
@@ -65,32 +70,62 @@ def _loss_curves(figure: Figure, summary: Summary) -> None:
     compared = "sgd" in rows and len(rows) > 1
     axes = figure.subplots(1 + compared, 1, sharex=True, squeeze=False)[:, 0]
     losses = {name: np.array(row["losses"]) for name, row in rows.items()}
-    gaps: dict[str, np.ndarray] = {}
+    curves = {name: _curve(row) for name, row in rows.items()}
+    held_out = [
+        (steps, losses)
+        for row in rows.values()
+        if row["valid_losses"]
+        for steps, losses in [np.array(row["valid_losses"], float).T]
+    ]
+    gaps: dict[str, Curve] = {}
     for name, row in rows.items():
         look = looks.look(name, fraction)
         if row["diverged"] is not None:
             look["label"] += f" (diverged at step {row['diverged']})"
         axes[0].plot(losses[name], color=look["color"], alpha=0.25, linewidth=0.7)
-        axes[0].plot(*_moving_mean(losses[name]), **look)
+        axes[0].plot(*curves[name], **look)
         if row["valid_losses"]:
             axes[0].plot(*zip(*row["valid_losses"], strict=True), **looks.dots(name))
         if compared:
-            steps = min(len(losses[name]), len(losses["sgd"]))
-            gaps[name] = losses[name][:steps] - losses["sgd"][:steps]
-            axes[1].plot(*_moving_mean(gaps[name]), **look)
+            gaps[name] = _gap(rows[name], rows["sgd"])
+            axes[1].plot(*gaps[name], **look)
     axes[0].plot([], [], "ko", markersize=4, label="on held-out pairs")
-    axes[0].set(ylabel="loss (nats per token)", ylim=_without_the_start(losses))
+    axes[0].set(
+        ylabel="loss (nats per token)",
+        ylim=_without_the_start([*curves.values(), *held_out]),
+    )
     axes[0].set_title(_title("Training loss", summary))
     axes[0].legend(loc="upper right")
     if compared:
-        axes[1].set(ylabel="minus SGD's", ylim=_without_the_start(gaps))
+        axes[1].set(ylabel="minus SGD's", ylim=_without_the_start(gaps.values()))
     axes[-1].set(xlabel="step")
 
 
-def _without_the_start(losses: Mapping[str, np.ndarray]) -> tuple[float, float] | None:
-    """Limits that leave out the first tenth, where the loss falls from far above."""
-    rest = [_moving_mean(x)[1] for x in losses.values() if len(x)]
-    rest = [x[len(x) // 10 :] for x in rest]
+Curve = tuple[np.ndarray, np.ndarray]  # steps, values
+
+
+def _curve(row: Mapping[str, Any]) -> Curve:
+    """The losses on all training pairs; in runs of before, means of batches."""
+    if row.get("pool_losses"):
+        steps, losses = np.array(row["pool_losses"], float).T
+        return steps, losses
+    return _moving_mean(np.array(row["losses"]))
+
+
+def _gap(row: Mapping[str, Any], of_sgd: Mapping[str, Any]) -> Curve:
+    """How far a curve is from SGD's at the same steps."""
+    if row.get("pool_losses") and of_sgd.get("pool_losses"):
+        steps, (own, sgd) = _curve(of_sgd)[0], (_curve(x)[1] for x in (row, of_sgd))
+        count = min(len(own), len(sgd))
+        return steps[:count], own[:count] - sgd[:count]
+    losses, sgd = (np.array(x["losses"]) for x in (row, of_sgd))
+    count = min(len(losses), len(sgd))
+    return _moving_mean(losses[:count] - sgd[:count])
+
+
+def _without_the_start(curves: Iterable[Curve]) -> tuple[float, float] | None:
+    """Limits that leave out the first tenth, where the loss may fall from far above."""
+    rest = [x[-(-len(x) // 10) :] for _, x in curves if len(x) > 1]
     if not rest:
         return None
     low, high = min(map(np.nanmin, rest)), max(map(np.nanmax, rest))
@@ -98,7 +133,7 @@ def _without_the_start(losses: Mapping[str, np.ndarray]) -> tuple[float, float] 
     return low - margin, high + margin
 
 
-def _moving_mean(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moving_mean(losses: np.ndarray) -> Curve:
     """Steps, and the mean of the batches up to each."""
     window = min(_WINDOW, max(len(losses), 1))
     means = np.convolve(losses, np.full(window, 1 / window), mode="valid")

@@ -1,6 +1,7 @@
 """Summary, tables and figures of a fine-tuning run, made from its files.
 
-    summary.json    everything that the tables and the figures are made of
+    summary.json    what the tables and the figures are made of
+    seeds.jsonl     and the losses of other seeds, where they were trained
     report.md       optimizers, directions, translations
     *.png           losses, sharpness, landscape, momentum
 
@@ -15,15 +16,15 @@ from typing import Any
 import numpy as np
 import tyro
 
-from examples.finetune_t5 import plots
+from examples.finetune_t5 import in_numbers, plots
 from examples.lab import command_line, files, log, provenance, run_folder, tables
 from examples.lab.directions import ratio
 from examples.lab.optimizers import PAPER, label
-from examples.lab.sweep import TAIL, train_loss
+from examples.lab.sweep import train_loss
 from examples.lab.tables import Table
 
 Row = dict[str, Any]
-_TRANSLATIONS = 3  # held-out sentences in the report
+_TRANSLATIONS = 6  # held-out sentences in the report
 
 
 def summarise(run: Path, names: Sequence[str], pairs: Mapping[str, int]) -> Row:
@@ -31,9 +32,11 @@ def summarise(run: Path, names: Sequence[str], pairs: Mapping[str, int]) -> Row:
     lines = _sharpness_lines(run)
     files.write_lines(run / "sharpness.jsonl", lines)
     landscape = _read(run / "landscape.json")
+    start = json.loads((run / "start.json").read_text())
     summary = {
         **run_folder.read_settings(run),
         "pairs": dict(pairs),
+        "start": {"chrf": start["chrf"], "translations": _some(start["examples"])},
         "optimizers": {name: _row(run / name) for name in names},
         "sharpness": _sharpness_table(lines, landscape),
         "landscape": landscape,
@@ -43,9 +46,16 @@ def summarise(run: Path, names: Sequence[str], pairs: Mapping[str, int]) -> Row:
     return summary
 
 
+def read(run: Path) -> Row:
+    """The summary of a run, and the seeds that `examples.finetune_t5.seeds` added."""
+    seeds = files.read_lines(run / "seeds.jsonl")
+    # Runs of before have not translated at the start.
+    return {"start": None, **run_folder.read_summary(run), "seeds": seeds}
+
+
 def write(run: Path) -> list[Path]:
     """Writes report.md and the figures."""
-    summary = run_folder.read_summary(run)
+    summary = read(run)
     figures = plots.draw(run, summary)
     report = tables.Report(
         "Fine-tuning a T5 on English-French",
@@ -59,7 +69,7 @@ def write(run: Path) -> list[Path]:
 
 def show(run: tyro.conf.Positional[Path]) -> None:
     """Prints a run's tables and a few of its translations."""
-    summary = run_folder.read_summary(run)
+    summary = read(run)
     print(_introduction(summary))
     for table in make_tables(summary):
         print(f"\n{table.text()}")
@@ -68,10 +78,12 @@ def show(run: tyro.conf.Positional[Path]) -> None:
 
 def make_tables(summary: Row) -> list[Table]:
     """Everything in numbers."""
-    found = [_optimizer_table(summary)]
+    found = [in_numbers.optimizers(summary)]
+    if summary["seeds"]:
+        found.append(in_numbers.seeds(summary))
     if summary["sharpness"]:
-        found.append(_table_of_sharpness(summary))
-    return [*found, *_translations(summary)]
+        found.append(in_numbers.sharpness(summary))
+    return [*found, *in_numbers.translations(summary)]
 
 
 def _introduction(summary: Row) -> str:
@@ -80,6 +92,10 @@ def _introduction(summary: Row) -> str:
         f"{pairs['train']:,} pairs to train on, {pairs['held_out']:,} held out, from "
         f"`{summary['settings']['init']}`."
     ]
+    if start := summary["start"]:
+        sentences.append(f"Before, its translations have chrF {start['chrf']:.1f}.")
+    if blank := pairs.get("blank"):
+        sentences.append(f"{blank:,} blank lines were skipped.")
     sentences += [
         f"{label(name, fraction)} diverged: its loss was not finite at step "
         f"{row['diverged']}."
@@ -96,23 +112,31 @@ def _row(folder: Path) -> Row:
     steps = [line for line in metrics if "loss" in line]
     clipped = [line["clipped_fraction"] for line in steps if "clipped_fraction" in line]
     losses = [line["loss"] for line in steps]
-    valid = [(x["step"], x["valid_loss"]) for x in metrics if "valid_loss" in x]
+    valid, pool = (
+        [(line["step"], line[name]) for line in metrics if name in line]
+        for name in ("valid_loss", "pool_loss")
+    )
     row |= {
         "clipped_fraction": float(np.mean(clipped)) if clipped else None,
         "losses": [round(loss, 4) for loss in losses],
+        "pool_losses": pool,
         "valid_losses": valid,
     }
     if row["diverged"] is not None:
         return row
     translated = json.loads((folder / "translations.json").read_text())
-    examples = translated["examples"]
-    at = [(2 * i + 1) * len(examples) // (2 * _TRANSLATIONS) for i in range(3)]
     return row | {
         "train_loss": train_loss(losses),
         "valid_loss": valid[-1][1],
         "chrf": translated["chrf"],
-        "translations": [examples[i] for i in at],
+        "translations": _some(translated["examples"]),
     }
+
+
+def _some(examples: Sequence[Row]) -> list[Row]:
+    """A few, evenly from all."""
+    count = min(_TRANSLATIONS, len(examples))
+    return [examples[(2 * i + 1) * len(examples) // (2 * count)] for i in range(count)]
 
 
 def _sharpness_lines(run: Path) -> list[Row]:
@@ -147,81 +171,6 @@ def _sharpness_table(lines: Sequence[Row], landscape: Row | None) -> dict[str, R
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _optimizer_table(summary: Row) -> Table:
-    settings = summary["settings"]
-    rows = []
-    for name, row in summary["optimizers"].items():
-        diverged = row["diverged"] is not None
-        rows.append(
-            [
-                label(name, settings["fraction"]),
-                _number(row["learning_rate"], ".3g", "relative"),
-                "diverged" if diverged else _number(row["train_loss"], ".3f"),
-                _number(row.get("valid_loss"), ".3f"),
-                _number(row.get("chrf"), ".1f"),
-                f"{row['state_bytes'] / 1e6:.1f} MB",
-                _number(row["clipped_fraction"], ".1%"),
-            ]
-        )
-    return Table(
-        f"{settings['steps']} steps of {settings['batch_size']} pairs; training loss: "
-        f"mean of the last {min(TAIL, settings['steps'])} steps",
-        [
-            "optimizer",
-            "learning rate",
-            "training loss",
-            "validation loss",
-            "chrF",
-            "state",
-            "clipped",
-        ],
-        rows,
-    )
-
-
-def _table_of_sharpness(summary: Row) -> Table:
-    fraction, rows = summary["settings"]["fraction"], summary["sharpness"]
-    count = len(next(iter(rows.values()))["ratios"])
-    columns = {
-        "ratio": "ratio to SGD",
-        "sharpness": "sharpness",
-        "slope": "slope",
-        "newton_step": "Newton step",
-        "predicted_decrease": "predicted decrease",
-        "lowest_step": "lowest step of a scan",
-        "scanned_decrease": "decrease there",
-    }
-    return Table(
-        "Directional sharpness along SGD's trajectory: mean ratio to SGD of "
-        f"{count} measurement{'s' if count > 1 else ''}; the other columns: at the end",
-        ["direction", *columns.values()],
-        [
-            [label(name, fraction), *(_number(row.get(key), ".3g") for key in columns)]
-            for name, row in rows.items()
-        ],
-    )
-
-
-def _translations(summary: Row) -> list[Table]:
-    """A few held-out sentences, evenly from all, in every optimizer's translation."""
-    fraction = summary["settings"]["fraction"]
-    texts = {
-        label(name, fraction): row["translations"]
-        for name, row in summary["optimizers"].items()
-        if row["diverged"] is None
-    }
-    found = []
-    for number, source in enumerate(next(iter(texts.values()), [])):
-        rows = [["reference", source["reference"]]]
-        rows += [[who, shown[number]["translation"]] for who, shown in texts.items()]
-        found.append(Table(f"“{source['english']}”", ["", ""], rows))
-    return found
-
-
-def _number(value: float | None, spec: str, missing: str = "-") -> str:
-    return missing if value is None else f"{value:{spec}}"
 
 
 def main(run: tyro.conf.Positional[Path]) -> None:

@@ -27,6 +27,7 @@ TAIL = 25  # the training loss of a run is the mean over so many last steps
 _START = {
     "sgd": 0,
     "clipped_sgd": 2,
+    "norm_clipped_sgd": 0,
     "normalized_sgd": -6,
     "clipped_normalized_sgd": -6,
     "plain_sgd": -1,

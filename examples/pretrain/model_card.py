@@ -117,15 +117,26 @@ def write(folder: Path, run: Path, params: Params, card: str, **facts: Any) -> N
         minutes=metrics[-1]["seconds"] / 60,
         tail=tail,
         train_loss=np.mean(train[-tail:]),
-        held_out_loss=held_out[-1]["held_out_loss"],
+        **{name: held_out[-1][name] for name in _held_out(held_out)},
         first_held_out_loss=held_out[0]["held_out_loss"],
         **facts,
     )
     rows = _curve(train, held_out)
     (folder / "README.md").write_text(text)
     with (folder / "loss.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("step", "train_loss", "held_out_loss"), *rows])
+        heads = ("step", "train_loss", *_held_out(held_out))
+        csv.writer(file).writerows([heads, *rows])
     draw(folder)
+
+
+def _held_out(lines: list[dict[str, Any]]) -> list[str]:
+    """The names of the held-out losses; some runs have several."""
+    return [name for name in lines[-1] if name in _LABELS]
+
+
+# With the spans' beside it, the other loss is that of translation.
+_LABELS = {"held_out_loss": "held-out text", "held_out_span_loss": "held-out spans"}
+_BESIDE_SPANS = {**_LABELS, "held_out_loss": "held-out sentences, translated"}
 
 
 def _curve(train: list[float], held_out: list[dict[str, Any]]) -> list[tuple]:
@@ -134,9 +145,8 @@ def _curve(train: list[float], held_out: list[dict[str, Any]]) -> list[tuple]:
     for line in held_out:
         step = line["step"]
         since = train[before:step] or train[:1]
-        rows.append(
-            (step, round(float(np.mean(since)), 4), round(line["held_out_loss"], 4))
-        )
+        losses = [float(np.mean(since)), *(line[name] for name in _held_out(held_out))]
+        rows.append((step, *(round(loss, 4) for loss in losses)))
         before = step
     return rows
 
@@ -144,13 +154,15 @@ def _curve(train: list[float], held_out: list[dict[str, Any]]) -> list[tuple]:
 def draw(folder: Path) -> list[Path]:
     """Draws loss.png from loss.csv."""
     with (folder / "loss.csv").open(newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    steps, train, held_out = np.array(rows, float).T
+        heads, *rows = csv.reader(file)
+    steps, train, *held_out = np.array(rows, float).T
+    labels = _LABELS if len(held_out) == 1 else _BESIDE_SPANS
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.plot(steps, train, label="training text")
-        axes.plot(steps, held_out, "--", label="held-out text")
+        for name, losses, style in zip(heads[2:], held_out, ("--", ":"), strict=False):
+            axes.plot(steps, losses, style, label=labels[name])
         axes.set(xlabel="step", ylabel="loss (nats per token)", title=folder.name)
         axes.legend()
 

@@ -2,10 +2,20 @@
 
 import tyro
 
-from examples.pretrain import encoder, mlm_head, subwords, t5, vocabulary
+from examples.pretrain import (
+    encoder,
+    geometry,
+    mlm_head,
+    subwords,
+    t5,
+    t5_mixture,
+    vocabulary,
+)
 
 PROGRAMS = {
     "t5": t5.main,
+    "t5-mixture": t5_mixture.main,
+    "geometry": geometry.main,
     "encoder": encoder.main,
     "mlm-head": mlm_head.main,
     "subwords": subwords.main,

@@ -106,7 +106,7 @@ def prepare(
     return words, train, valid
 
 
-def model_config(settings: Settings, words: vocabulary.Vocabulary) -> t5.T5Config:
+def model_config(settings: shared.Sizes, words: vocabulary.Vocabulary) -> t5.T5Config:
     return t5.T5Config(
         vocab_size=words.size,
         d_model=settings.d_model,

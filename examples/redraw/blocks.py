@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from examples.finetune_t5 import in_numbers
+from examples.finetune_t5 import report as finetune_t5
 from examples.heterogeneity.claims import clear, gap
 from examples.heterogeneity.reading import name
 from examples.lab import files, paper, run_folder
@@ -87,6 +89,7 @@ def table(results: Path) -> Table:
     rows = [
         *_sharpness(run_folder.read_summaries(results / "sharpness")),
         *(_convergence(folder) for folder in sorted(results.glob("convergence/*"))),
+        *_finetuning(results / "finetune_t5"),
         _heterogeneity(run_folder.read_summaries(results / "heterogeneity")),
     ]
     return Table(
@@ -158,6 +161,15 @@ def _convergence(folder: Path) -> list[str]:
         ("; ".join(filter(None, failures)) or "-")
         + f" ([report]({_RESULTS}/convergence/{folder.name}/report.md))",
     ]
+
+
+def _finetuning(folder: Path) -> list[list[str]]:
+    """The main job's row, where several seeds were trained."""
+    if not (folder / "seeds.jsonl").is_file():
+        return []
+    summary = finetune_t5.read(folder)
+    *row, failing = in_numbers.in_one_row(summary)
+    return [[*row, f"{failing} ([report]({_RESULTS}/finetune_t5/report.md))"]]
 
 
 def _heterogeneity(runs: Sequence[dict[str, Any]]) -> list[str]:

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from examples.data import translation, vocabulary
-from examples.data.batching import Arrays, Batch, count, whole
+from examples.data.batching import Arrays, Batch, batch_at, count, whole
 from examples.models import huggingface, t5
 from examples.tasks.task import Task, TaskSettings
 
 # Embedding tables may be padded; t5-small's has 28 rows more than its words need.
 _SPARE_ROWS = 127
+_CHECKOUT = Path(__file__).parents[2]
 
 
 class TranslationSettings(TaskSettings, Protocol):
@@ -35,6 +36,19 @@ class TranslationTask(Task):
     dropped: int  # pairs that were too long
     held_out: list[translation.Pair]
     held_out_arrays: Arrays
+    train_pairs: int | None = None  # of the training rows; the seed chooses them
+
+    def batch_at(self, step: int) -> Arrays:
+        """The training batch of a step, the same for every optimizer."""
+        return batch_at(self.pool(), self.batch_size, self.seed, step)
+
+    def pool(self) -> Arrays:
+        """The training rows that batches are taken from."""
+        if self.train_pairs is None:
+            return self.train
+        rows = np.random.default_rng((self.seed, 1)).permutation(self.rows)
+        chosen = np.sort(rows[: self.train_pairs])
+        return {name: array[chosen] for name, array in self.train.items()}
 
     def held_out_batches(self) -> list[Arrays]:
         """The held-out pairs; rows of padding fill the last batch."""
@@ -57,7 +71,7 @@ class TranslationTask(Task):
     def counts(self) -> dict[str, int]:
         """How many pairs there are, and how many were too long."""
         return {
-            "train": self.rows,
+            "train": count(self.pool()),
             "dropped": self.dropped,
             "held_out": len(self.held_out),
         }
@@ -70,7 +84,7 @@ def load_translation(settings: TranslationSettings) -> TranslationTask:
         ValueError, OSError, ImportError, RuntimeError: something is missing or does not
             fit, said in one sentence.
     """
-    folder = huggingface.local_folder(settings.init)
+    folder = huggingface.local_folder(_path(settings.init))
     config, graphdef, params = huggingface.load(folder)
     words, spiece = _vocabulary(folder, config.vocab_size)
     split = _split(settings)
@@ -100,6 +114,12 @@ def load_translation(settings: TranslationSettings) -> TranslationTask:
     )
 
 
+def _path(init: str) -> str:
+    """A committed checkpoint is found from every working directory."""
+    committed = _CHECKOUT / init
+    return str(committed) if committed.is_dir() and not Path(init).exists() else init
+
+
 def _vocabulary(folder: Path, rows: int) -> tuple[vocabulary.Vocabulary, Path]:
     """The checkpoint's own spiece.model, or the committed one where that fits."""
     own = folder / "spiece.model"
@@ -121,6 +141,9 @@ def _split(settings: TranslationSettings) -> translation.Split:
         return translation.file_split(settings.pairs, settings.seed)
     if settings.dataset == "libreoffice":
         return translation.libreoffice_split()
+    if settings.dataset == "libreoffice_untranslated":
+        parts = translation.libreoffice_parts()
+        return translation.Split(parts.untranslated, parts.valid)
     if settings.dataset == "opus_books":
         return translation.opus_books_split(settings.seed)
     return translation.committed_split()

@@ -66,7 +66,7 @@ def test_a_users_file_is_split_by_the_seed_without_losing_a_pair(tmp_path):
         (b"only English", "1 column"),
         (b"a\tb\tc", "3 columns"),
         (b"a\t ", "an empty column"),
-        (b"", "1 column"),
+        (b"\t", "an empty column"),
         (b"caf\xe9\tcaf\xe9", "bytes that are not UTF-8"),
     ],
 )
@@ -78,6 +78,16 @@ def test_a_bad_line_is_named_with_what_was_expected(tmp_path, line, found):
         "bad lines in all: 2."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
+        translation.read_tsv(path)
+
+
+def test_blank_lines_are_skipped_and_counted(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_bytes(b"\na\tb\n \r\nc\td\r\n\n")
+    assert [pair[:2] for pair in translation.read_tsv(path)] == [("a", "b"), ("c", "d")]
+    assert translation.blank_lines(path) == 3
+    path.write_bytes(b"a\tb\n\nbad\n")
+    with pytest.raises(ValueError, match=r"line 3: .* got 1 column"):
         translation.read_tsv(path)
 
 

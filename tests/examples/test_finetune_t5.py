@@ -13,11 +13,11 @@ import numpy as np
 import optax
 import pytest
 
-from examples.data import vocabulary
+from examples.data import translation, vocabulary
 from examples.finetune_t5 import experiment as finetune_t5
-from examples.finetune_t5 import report
+from examples.finetune_t5 import progress, report, seeds
 from examples.finetune_t5 import sweep as program
-from examples.lab import directions, log, optimizers, sweep
+from examples.lab import directions, files, log, optimizers, sweep
 from examples.lab.steps import TrainState
 from examples.models import huggingface, t5
 
@@ -26,11 +26,13 @@ MICRO = {
     "steps": 6,
     "batch_size": 4,
     "max_length": 20,
+    "evaluations": 2,
     "measurements": 2,
     "held_out": 8,
     "save_every": 2,
 }
 FILES = {
+    "start.json",
     "settings.json",
     "summary.json",
     "sharpness.jsonl",
@@ -96,6 +98,11 @@ def test_the_summary_holds_the_numbers_of_the_tables(finished):
     assert rows["adam"]["state_bytes"] >= 8 * parameters
     assert rows["clipped_sgd"]["clipped_fraction"] == pytest.approx(0.05, abs=1e-3)
     assert 0 <= rows["adam"]["chrf"] <= 100
+    assert 0 <= summary["start"]["chrf"] <= 100
+    shown = [summary["start"], *rows.values()]
+    sources = [[one["english"] for one in row["translations"]] for row in shown]
+    assert len(set(sources[0])) == 6
+    assert all(own == sources[0] for own in sources)
     assert list(summary["sharpness"]) == list(optimizers.PAPER)
     assert {abs(ratio) for ratio in summary["sharpness"]["sgd"]["ratios"]} == {1.0}
     assert len(summary["sharpness"]["adam"]["ratios"]) == MICRO["measurements"]
@@ -197,10 +204,14 @@ def test_a_diverged_run_is_recorded_and_stays_in_the_table(init, tmp_path, capsy
         ({"fraction": -0.1}, "--fraction"),
         ({"fraction": float("nan")}, "--fraction"),
         ({"learning_rate": 0.0}, "--learning-rate must be positive"),
-        ({"learning_rate": 1.0}, "for one optimizer; got sgd, clipped_sgd, adam"),
+        (
+            {"learning_rate": 1.0},
+            "for one optimizer; got sgd, norm_clipped_sgd, clip",
+        ),
         ({"optimizer": ("lion",)}, "no learning rate is known for lion.*give --learn"),
+        ({"train_pairs": 3}, "--train-pairs must be at least the batch size of 4"),
         ({"steps": 0}, "--steps must be at least 1; got 0"),
-        ({"batch_size": 10**6}, "--batch-size x --measured-batches = 2000000 training"),
+        ({"batch_size": 10**6}, "--batch-size x --measured-batches = 1000000 training"),
         ({"max_length": 3}, "raise the maximal length"),
         ({"pairs": Path("no.tsv"), "dataset": "opus_books"}, "exclude each other"),
         ({"pairs": Path("no.tsv")}, "no.tsv: expected a file"),
@@ -236,6 +247,101 @@ def test_a_run_folder_of_other_settings_is_refused_and_left_as_it_is(init, tmp_p
     with pytest.raises(FileExistsError, match="--resume"):
         finetune_t5.prepare(settings)
     assert {path: path.read_bytes() for path in settings.run.iterdir()} == before
+
+
+def test_a_file_of_pairs_ends_in_a_report_that_counts_its_blank_lines(
+    init, tmp_path, capsys
+):
+    lines = [f"The cat {i} sleeps.\tLe chat {i} dort.\n" for i in range(40)]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines))
+    settings = _settings(
+        init,
+        tmp_path / "run",
+        optimizer=("sgd",),
+        learning_rate=0.1,
+        pairs=tmp_path / "pairs.tsv",
+    )
+    json.dumps([settings.decisive(), settings.training()])
+    finetune_t5.main(settings, *finetune_t5.prepare(settings))
+    assert f"39 blank lines of {settings.pairs} skipped" in capsys.readouterr().out
+    report_text = (settings.run / "report.md").read_text()
+    assert "39 blank lines were skipped." in report_text
+    resumed = dataclasses.replace(settings, resume=True)
+    finetune_t5.main(resumed, *finetune_t5.prepare(resumed))
+    assert (settings.run / "report.md").read_text() == report_text
+
+
+def test_the_committed_checkpoint_is_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = finetune_t5.Settings(run=tmp_path / "run")
+    task, _ = finetune_t5.prepare(settings)
+    assert task.files[0].is_file()
+    with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
+        finetune_t5.prepare(dataclasses.replace(settings, init="examples/checkpoints"))
+
+
+def test_the_pairs_that_no_pretraining_translated_are_a_dataset(init, tmp_path):
+    settings = _settings(init, tmp_path / "run", dataset="libreoffice_untranslated")
+    settings = dataclasses.replace(settings, max_length=40, train_pairs=240)
+    task, _ = finetune_t5.prepare(settings)
+    parts = translation.libreoffice_parts()
+    assert task.rows + task.dropped == len(parts.untranslated)
+    pools = [
+        dataclasses.replace(task, seed=seed).pool()["source"] for seed in (0, 0, 1)
+    ]
+    assert len(pools[0]) == task.counts()["train"] == 240
+    assert pools[0].tobytes() == pools[1].tobytes() != pools[2].tobytes()
+    rows = {row.tobytes() for row in pools[0]}
+    assert all(row.tobytes() in rows for row in task.batch_at(70)["source"])
+    assert set(task.held_out) <= set(parts.valid)
+
+
+def test_steps_to_a_loss_are_interpolated():
+    curve = [(0, 4.0), (10, 2.0), (20, None), (30, 1.0)]
+    assert progress.steps_to(curve, 4.0) == 0
+    assert progress.steps_to(curve, 3.0) == 5
+    assert progress.steps_to(curve, 1.5) == 20
+    assert progress.steps_to(curve, 0.5) is None
+
+
+def test_the_way_from_sgd_to_adam_is_counted_in_steps():
+    curves = {
+        "sgd": [(0, 4.0), (40, 2.0)],
+        "clipped_sgd": [(0, 4.0), (20, 2.0)],
+        "adam": [(0, 4.0), (10, 2.0), (20, 1.0)],
+        "lion": [(0, 4.0), (40, 3.0)],
+    }
+    steps = progress.to_the_end_of_sgd(curves)
+    assert steps == {"sgd": 40, "clipped_sgd": 20, "adam": 10, "lion": None}
+    found = [progress.covered(steps, name) for name in curves]
+    assert found == [0, pytest.approx(2 / 3), 1, None]
+    assert progress.to_the_end_of_sgd({"adam": curves["adam"]}) == {}
+
+
+@pytest.mark.slow
+def test_several_seeds_join_the_report_and_resume(init, tmp_path, monkeypatch):
+    settings = _settings(
+        init, tmp_path / "run", optimizer=("clipped_sgd",), learning_rate=0.1
+    )
+    finetune_t5.main(settings, *finetune_t5.prepare(settings))
+    others = dataclasses.replace(settings, run=tmp_path / "seeds")
+    seeds.main(others, seeds=(0, 1))
+    lines = files.read_lines(others.run / "seeds.jsonl")
+    assert [line["seed"] for line in lines] == [0, 1]
+    assert [step for step, _ in lines[0]["valid_losses"]] == [0, 3, 6]
+    assert lines[0]["pool_losses"][0] != lines[1]["pool_losses"][0]
+    # The same training as the main job's, but for the program that it is compiled in.
+    summary = json.loads((settings.run / "summary.json").read_text())
+    for kind in ("pool_losses", "valid_losses"):
+        expected = summary["optimizers"]["clipped_sgd"][kind]
+        np.testing.assert_allclose(lines[0][kind], expected, rtol=1e-4)
+    monkeypatch.setattr(seeds, "training", lambda *_: pytest.fail)
+    seeds.main(dataclasses.replace(others, resume=True), seeds=(0, 1))
+    (settings.run / "seeds.jsonl").write_bytes(
+        (others.run / "seeds.jsonl").read_bytes()
+    )
+    report.write(settings.run)
+    assert "## Seeds 0, 1" in (settings.run / "report.md").read_text()
 
 
 def test_ones_own_pairs_and_own_vocabulary_are_used(init, tmp_path):

@@ -1,0 +1,204 @@
+"""The tables of a fine-tuning run, made from its summary."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from examples.finetune_t5 import progress
+from examples.lab.optimizers import label
+from examples.lab.sweep import TAIL
+from examples.lab.tables import Table
+
+Summary = Mapping[str, Any]
+
+
+def optimizers(summary: Summary) -> Table:
+    """What each optimizer reached, below what the checkpoint is at the start."""
+    settings = summary["settings"]
+    steps = _steps(summary["optimizers"])
+    rows = [_start(summary)] if summary["start"] else []
+    for name, row in summary["optimizers"].items():
+        diverged = row["diverged"] is not None
+        rows.append(
+            [
+                label(name, settings["fraction"]),
+                _number(row["learning_rate"], ".3g", "relative"),
+                "diverged" if diverged else _number(row["train_loss"], ".3f"),
+                _number(_last(row), ".3f"),
+                _number(row.get("valid_loss"), ".3f"),
+                _number(row.get("chrf"), ".1f"),
+                _number(steps.get(name), ".1f"),
+                f"{row['state_bytes'] / 1e6:.1f} MB",
+                _number(row["clipped_fraction"], ".1%"),
+            ]
+        )
+    return Table(
+        f"{settings['steps']} steps of {settings['batch_size']} pairs; training loss: "
+        f"mean of the last {min(TAIL, settings['steps'])} steps",
+        [
+            "optimizer",
+            "learning rate",
+            "training loss",
+            "all training pairs at the end",
+            "validation loss",
+            "chrF",
+            "steps to SGD's lowest",
+            "state",
+            "clipped",
+        ],
+        rows,
+    )
+
+
+def seeds(summary: Summary) -> Table:
+    """The same trainings with several seeds, and how far each covers SGD to Adam."""
+    fraction, runs = summary["settings"]["fraction"], summary["seeds"]
+    by_seed = _by_seed(runs)
+    steps = [_steps(named) for named in by_seed.values()]
+    rows = []
+    for name in dict.fromkeys(run["optimizer"] for run in runs):
+        own = [named[name] for named in by_seed.values() if name in named]
+        rows.append(
+            [
+                label(name, fraction),
+                _each(_last(run) for run in own),
+                _each(run["valid_losses"][-1][1] for run in own),
+                _each((run["chrf"] for run in own), ".1f"),
+                _each((one.get(name) for one in steps), ".1f"),
+                _each((progress.covered(one, name) for one in steps), ".0%"),
+            ]
+        )
+    return Table(
+        f"Seeds {', '.join(map(str, by_seed))}, one after the other",
+        [
+            "optimizer",
+            "all training pairs at the end",
+            "validation loss",
+            "chrF",
+            "steps to SGD's lowest",
+            "of the way from SGD to Adam",
+        ],
+        rows,
+    )
+
+
+def in_one_row(summary: Summary) -> list[str]:
+    """Effect, numbers, seeds and what did not hold, for a table of all results."""
+    fraction = summary["settings"]["fraction"]
+    by_seed = _by_seed(summary["seeds"])
+    compared = "clipped_sgd", "adam"
+    differences = [
+        f"{label(name, fraction)} {np.mean(found):+.3f} (held-out pairs "
+        f"{np.mean(_minus_sgd(by_seed, name, 'valid_losses')):+.3f})"
+        for name in compared
+        if (found := _minus_sgd(by_seed, name, "pool_losses"))
+    ]
+    begin = summary["start"]["chrf"]
+    chrf = [named["adam"]["chrf"] for named in by_seed.values() if "adam" in named]
+    covered = [
+        progress.covered(_steps(named), "clipped_sgd") for named in by_seed.values()
+    ]
+    return [
+        "loss on the training pairs minus SGD's, a T5 that translates",
+        f"{', '.join(differences)}; chrF {begin:.1f}, after Adam {np.mean(chrf):.1f}",
+        f"{len(by_seed)} seeds",
+        "clipped SGD covers "
+        + ", ".join(_number(x, ".0%", "less than 0%") for x in covered)
+        + " of the way from SGD to Adam in steps"
+        + ("; chrF does not rise" if np.mean(chrf) <= begin else ""),
+    ]
+
+
+def sharpness(summary: Summary) -> Table:
+    fraction, rows = summary["settings"]["fraction"], summary["sharpness"]
+    count = len(next(iter(rows.values()))["ratios"])
+    columns = {
+        "ratio": "ratio to SGD",
+        "sharpness": "sharpness",
+        "slope": "slope",
+        "newton_step": "Newton step",
+        "predicted_decrease": "predicted decrease",
+        "lowest_step": "lowest step of a scan",
+        "scanned_decrease": "decrease there",
+    }
+    return Table(
+        "Directional sharpness along SGD's trajectory: mean ratio to SGD of "
+        f"{count} measurement{'s' if count > 1 else ''}; the other columns: at the end",
+        ["direction", *columns.values()],
+        [
+            [label(name, fraction), *(_number(row.get(key), ".3g") for key in columns)]
+            for name, row in rows.items()
+        ],
+    )
+
+
+def translations(summary: Summary) -> list[Table]:
+    """A few held-out sentences, evenly from all, in every optimizer's translation."""
+    fraction = summary["settings"]["fraction"]
+    texts = {
+        label(name, fraction): row["translations"]
+        for name, row in summary["optimizers"].items()
+        if row["diverged"] is None
+    }
+    found = []
+    for number, source in enumerate(next(iter(texts.values()), [])):
+        rows = [["reference", source["reference"]]]
+        if summary["start"]:
+            before = summary["start"]["translations"][number]["translation"]
+            rows.append(["before", before])
+        rows += [[who, shown[number]["translation"]] for who, shown in texts.items()]
+        found.append(Table(f"“{source['english']}”", ["", ""], rows))
+    return found
+
+
+def _start(summary: Summary) -> list[str]:
+    """The checkpoint's row."""
+    first = [
+        _number(
+            next(
+                (r[name][0][1] for r in summary["optimizers"].values() if r[name]), None
+            ),
+            ".3f",
+        )
+        for name in ("pool_losses", "valid_losses")
+    ]
+    chrf = _number(summary["start"]["chrf"], ".1f")
+    return ["before", "-", "-", *first, chrf, "-", "-", "-"]
+
+
+def _last(row: Mapping[str, Any], curve: str = "pool_losses") -> float | None:
+    """The last loss on all the training pairs, or of another curve."""
+    return row[curve][-1][1] if row.get(curve) else None
+
+
+def _by_seed(runs: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    by_seed: dict[int, dict[str, Any]] = {}
+    for run in runs:
+        by_seed.setdefault(run["seed"], {})[run["optimizer"]] = run
+    return by_seed
+
+
+def _steps(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    curves = {name: row.get("pool_losses", []) for name, row in rows.items()}
+    return progress.to_the_end_of_sgd(curves)
+
+
+def _minus_sgd(
+    by_seed: Mapping[int, Mapping[str, Any]], name: str, curve: str
+) -> list[float]:
+    """The last loss of a curve minus that of SGD with the same seed."""
+    found = []
+    for named in by_seed.values():
+        own, plain = (_last(named.get(who, {}), curve) for who in (name, "sgd"))
+        if own is not None and plain is not None:
+            found.append(own - plain)
+    return found
+
+
+def _each(values: Iterable[float | None], spec: str = ".3f") -> str:
+    return ", ".join(_number(value, spec) for value in values)
+
+
+def _number(value: float | None, spec: str, missing: str = "-") -> str:
+    return missing if value is None else f"{value:{spec}}"

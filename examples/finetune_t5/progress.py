@@ -1,0 +1,43 @@
+"""How many steps an optimizer needs to the loss at which SGD ends.
+
+The fraction of the way from SGD to Adam that another optimizer covers is counted in
+those steps: at 0 it needs as many as SGD, at 1 as few as Adam.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Curve = Sequence[Sequence[Any]]  # of (step, loss on held-out pairs, None if not finite)
+
+
+def steps_to(curve: Curve, target: float) -> float | None:
+    """The first step with such a loss, interpolated; None where it has none."""
+    before = None
+    for step, loss in _finite(curve):
+        if loss <= target:
+            if before is None or loss == before[1]:
+                return float(step)
+            fraction = (before[1] - target) / (before[1] - loss)
+            return before[0] + fraction * (step - before[0])
+        before = step, loss
+    return None
+
+
+def to_the_end_of_sgd(curves: Mapping[str, Curve]) -> dict[str, float | None]:
+    """The steps of each optimizer to the lowest loss of SGD."""
+    if not _finite(curves.get("sgd", ())):
+        return {}
+    target = min(loss for _, loss in _finite(curves["sgd"]))
+    return {name: steps_to(curve, target) for name, curve in curves.items()}
+
+
+def covered(steps: Mapping[str, float | None], name: str) -> float | None:
+    """The fraction of the way from SGD to Adam, in steps; None where there is none."""
+    sgd, adam, own = steps.get("sgd"), steps.get("adam"), steps.get(name)
+    if sgd is None or adam is None or own is None or adam >= sgd:
+        return None
+    return (sgd - own) / (sgd - adam)
+
+
+def _finite(curve: Curve) -> list[Sequence[Any]]:
+    return [point for point in curve if point[1] is not None]

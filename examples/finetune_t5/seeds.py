@@ -1,0 +1,85 @@
+"""The main job with several seeds: `python -m examples.finetune_t5.seeds`.
+
+A seed decides which pairs are trained on. Every optimizer has the learning rate of
+the committed sweep, whose seed is none of these. Every training is one line of the run
+folder's seeds.jsonl, which `examples.finetune_t5.report` puts into its tables where it
+lies beside a summary.json.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from examples.finetune_t5.experiment import Settings, load
+from examples.finetune_t5.measurements import Instruments
+from examples.lab import command_line, run_folder
+from examples.lab.log import Log
+from examples.lab.optimizers import learning_rates
+from examples.lab.steps import TrainState
+from examples.lab.sweep import by_name, outcome, said, trainer
+from examples.tasks.translation import TranslationTask
+
+_DEFAULT = Settings(run=Path("runs/finetune_t5_seeds"))
+
+
+def main(
+    settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = _DEFAULT,
+    seeds: tuple[int, ...] = (0, 1, 2),
+) -> None:
+    """Trains with each optimizer and seed.
+
+    Args:
+        settings: those of the fine-tuning; its seed is not used.
+        seeds: of the batches.
+    """
+    settings.check()
+    rates = learning_rates(settings.optimizer, settings.learning_rate)
+    task = load(settings)
+    asked = settings.training() | {"learning_rates": rates}
+    run_folder.open_run(settings.run, asked, resume=settings.resume)
+    runs = Log(settings.run / "seeds.jsonl", said(Console()))
+    instruments = Instruments(task, settings.measured_batches, measured_at=())
+    for name, rate in rates.items():
+        train = training(settings, task, instruments, name)
+        for seed in seeds:
+            wanted = {"optimizer": name, "learning_rate": rate, "seed": seed}
+            runs.once(wanted, functools.partial(train, rate, seed))
+
+
+def training(
+    settings: Settings, task: TranslationTask, instruments: Instruments, name: str
+) -> Callable[[float | None, int], dict[str, Any]]:
+    """(learning rate, seed) -> what is kept of a training with one optimizer."""
+    at, lines, of = settings.evaluated_at(), [], {"seed": 0}
+
+    def watch(step: int, state: TrainState) -> None:
+        if step in at:
+            lines.append([step, instruments.losses(state.params, **of)])
+
+    optimizer = by_name(name, settings.fraction)
+    train = trainer(task, optimizer, settings.steps, watch=watch)
+
+    def run(rate: float | None, seed: int) -> dict[str, Any]:
+        lines.clear()
+        of["seed"] = seed
+        trained = train(rate, seed)
+        return {
+            **outcome(trained.losses),
+            "pool_losses": [[step, line["pool_loss"]] for step, line in lines],
+            "valid_losses": [[step, line["valid_loss"]] for step, line in lines],
+            "chrf": instruments.translate(trained.params)["chrf"],
+        }
+
+    return run
+
+
+def cli() -> None:
+    command_line.report("finetune_t5.seeds", main)
+
+
+if __name__ == "__main__":
+    cli()
