@@ -17,7 +17,7 @@ import optax
 
 from examples.lab import log
 from examples.lab.directions import numbers
-from examples.lab.files import Line, write_lines
+from examples.lab.files import Line, jsonable, write_lines
 from examples.lab.optimizers import OPTIMIZERS
 from examples.lab.progress import progress
 from examples.lab.steps import Microbatches, Params, gradient_of
@@ -36,7 +36,7 @@ def measure(settings: Settings, task: Task, at: Mapping[int, Moment]) -> None:
         if done.find({"walked": name}) is None:
             facts = _walked(name, walk, tools, done, at)
             done.append({"walked": name, **facts})
-        lines = assembled(done.lines, at)
+        lines = [jsonable(line) for line in assembled(done.lines, at)]
         write_lines(settings.folder() / "metrics.jsonl", lines)
 
 

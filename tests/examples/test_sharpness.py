@@ -140,7 +140,7 @@ def test_one_direction_at_a_time_measures_the_same(micro_t5, tmp_path, monkeypat
     )
     assert [line["step"] for line in together] == [line["step"] for line in apart]
     for one, other in zip(together, apart, strict=True):
-        assert set(one) == set(other)
+        assert set(one) - {"seconds"} == set(other) - {"seconds"}
         for part in ("sharpness", "split"):
             ours, theirs = (jax.tree.leaves(x[part]) for x in (one, other))
             np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-4)
