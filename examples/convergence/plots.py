@@ -84,7 +84,7 @@ def _minus_sgd(
         own = [run for run in runs if run["seed"] in losses]
         if key[0] != "sgd" and own:
             compared[key] = [run | {"losses": _minus(run, losses)} for run in own]
-    panels = loss_curves(compared, figure, from_step=0.4)
+    panels = loss_curves(compared, figure, from_step=0.4, differences=True)
     for axes in panels:
         axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
     legend(panels, figure)

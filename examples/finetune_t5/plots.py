@@ -95,7 +95,7 @@ def _loss_curves(figure: Figure, summary: Summary) -> None:
         ylim=_without_the_start([*curves.values(), *held_out]),
     )
     axes[0].set_title(_title("Training loss", summary))
-    axes[0].legend(loc="upper right")
+    axes[0].legend(loc="lower left")
     if compared:
         axes[1].set(ylabel="minus SGD's", ylim=_without_the_start(gaps.values()))
     axes[-1].set(xlabel="step")

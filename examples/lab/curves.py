@@ -25,13 +25,14 @@ def smoothed(runs: Sequence[Line]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def loss_curves(
-    best: Winners, figure: Figure, *, from_step: float = 0.25
+    best: Winners, figure: Figure, *, from_step: float = 0.25, differences: bool = False
 ) -> Sequence[Axes]:
     """Mean over the seeds, in a band from the lowest to the highest.
 
-    The axis of the losses shows all that happens after `from_step` of the steps.
+    The axis of the losses shows all means after `from_step` of the steps, that of
+    `differences` from one optimizer the whole bands, and 0.
     """
-    rest = []
+    rest = [0.0] if differences else []
 
     def band(axes: Axes, key: Key) -> None:
         steps, curves = smoothed(best[key])
@@ -45,7 +46,8 @@ def loss_curves(
             linewidth=0,
         )
         axes.plot(steps, mean, **style)
-        rest.extend(mean[int(from_step * len(steps)) :])
+        shown = curves if differences else mean
+        rest.extend(shown[..., int(from_step * len(steps)) :].ravel())
 
     panels = grouped([*best], figure, band)
     margin = 0.1 * (max(rest) - min(rest)) or 1.0

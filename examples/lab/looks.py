@@ -75,6 +75,13 @@ def fingerprint(figure: Figure) -> str:
     for axes in figure.axes:
         for text in (axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel()):
             digest.update(text.encode())
+        for scale, limits, automatic in (
+            (axes.get_xscale(), axes.get_xlim(), axes.get_autoscalex_on()),
+            (axes.get_yscale(), axes.get_ylim(), axes.get_autoscaley_on()),
+        ):
+            digest.update(scale.encode())
+            if not automatic:
+                digest.update(_rounded(limits))
         for line in axes.get_lines():
             digest.update(f"{line.get_label()} {line.get_color()}".encode())
             digest.update(_rounded(line.get_xydata()))

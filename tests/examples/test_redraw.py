@@ -67,20 +67,28 @@ def test_a_figure_of_the_same_numbers_is_left_as_it_is(tmp_path):
     assert path.read_bytes() != before
 
 
-def test_the_hash_of_a_figure_knows_its_numbers_and_words():
+def test_the_hash_of_a_figure_knows_its_numbers_words_and_limits():
     def figure(**changes):
-        drawn = {"x": [1, 2], "title": "a", "bar": 3.0, "label": "b"} | changes
+        drawn = {
+            "x": [1, 2],
+            "title": "a",
+            "bar": 3.0,
+            "label": "b",
+            "top": 5,
+        } | changes
         figure = Figure()
         axes = figure.subplots()
         axes.plot(drawn["x"], label=drawn["label"])
         axes.bar(0, drawn["bar"])
         axes.set_title(drawn["title"])
+        axes.set_ylim(0, drawn["top"])
         return looks.fingerprint(figure)
 
     with mpl.rc_context({"axes.titlelocation": "left"}):
         changes = [{"x": [1, 3]}, {"title": "c"}, {"bar": 4.0}, {"label": "d"}]
+        changes.append({"top": 6})
         hashes = {figure(), *(figure(**change) for change in changes)}
-        assert len(hashes) == 5
+        assert len(hashes) == 6
         assert figure() in hashes
 
 
