@@ -246,6 +246,9 @@ def test_a_profile_is_summed_by_kernel_and_says_who_waits():
     assert first["bandwidth_at_most"] == pytest.approx(3252 / 2e-6)
 
 
+# The profiler of jax 0.12 makes a type that Python 3.12 warns about, and as an error it
+# would end the process.
+@pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")
 def test_the_kernels_of_a_clip_are_found_in_a_profile():
     clip = contestants.Clip(
         contestants.clips(slow=False)["global clip"], [(64,)], "float32"
