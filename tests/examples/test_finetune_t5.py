@@ -86,6 +86,7 @@ def test_the_main_job_writes_every_file_and_prints_every_table(finished):
         assert text in output
 
 
+@pytest.mark.slow
 def test_the_summary_holds_the_numbers_of_the_tables(finished):
     run, _ = finished
     summary = json.loads((run / "summary.json").read_text())
@@ -108,6 +109,7 @@ def test_the_summary_holds_the_numbers_of_the_tables(finished):
     assert len(summary["sharpness"]["adam"]["ratios"]) == MICRO["measurements"]
 
 
+@pytest.mark.slow
 def test_every_coordinate_of_the_momentum_is_in_the_histogram(finished):
     run, _ = finished
     counted = json.loads((run / "histogram.json").read_text())
@@ -116,6 +118,7 @@ def test_every_coordinate_of_the_momentum_is_in_the_histogram(finished):
     assert total == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_the_report_is_made_again_from_the_summary_alone(finished, tmp_path):
     run, _ = finished
     (tmp_path / "summary.json").write_bytes((run / "summary.json").read_bytes())
@@ -127,6 +130,7 @@ def test_the_report_is_made_again_from_the_summary_alone(finished, tmp_path):
         _assert_same(path, run / path.name)
 
 
+@pytest.mark.slow
 def test_every_session_is_recorded_with_its_command(finished):
     (session,) = json.loads((finished[0] / "settings.json").read_text())["sessions"]
     assert session["command"].startswith("python -m examples.finetune_t5 --init=")
@@ -134,6 +138,7 @@ def test_every_session_is_recorded_with_its_command(finished):
     assert session["command"] in (finished[0] / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_landscapes_begin_at_one_loss_that_the_sharpness_saw_too(finished):
     run, _ = finished
     landscape = json.loads((run / "landscape.json").read_text())
@@ -249,6 +254,7 @@ def test_a_run_folder_of_other_settings_is_refused_and_left_as_it_is(init, tmp_p
     assert {path: path.read_bytes() for path in settings.run.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_file_of_pairs_ends_in_a_report_that_counts_its_blank_lines(
     init, tmp_path, capsys
 ):

@@ -79,6 +79,7 @@ def test_every_optimizer_runs_with_every_seed_at_its_best_rate(run):
     assert found["clipped_sgd", 0.5]["state_bytes"] < found["adam", 0.05]["state_bytes"]
 
 
+@pytest.mark.slow
 def test_blocks_are_measured_along_adams_training(run):
     first, last = json.loads((run.run / "summary.json").read_text())["moments"]
     assert (first["step"], last["step"]) == (0, 2)
@@ -95,6 +96,7 @@ def test_blocks_are_measured_along_adams_training(run):
     assert "layers/0/feed_forward_norm" in first["norms"]
 
 
+@pytest.mark.slow
 def test_one_threshold_makes_blocks_more_equal(run):
     moment = json.loads((run.run / "summary.json").read_text())["moments"][0]
     found = clippings(moment)
@@ -105,6 +107,7 @@ def test_one_threshold_makes_blocks_more_equal(run):
     assert (0.05 in found["global"], 0.05 in found["leaf"]) == (True, True)
 
 
+@pytest.mark.slow
 def test_report_and_verdict_are_made_from_the_files(run):
     heterogeneity_report.summarise(run.run)
     written = heterogeneity_report.write(run.run)
@@ -124,6 +127,7 @@ def test_report_and_verdict_are_made_from_the_files(run):
     assert session["command"] in verdict
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_nothing(run):
     before = [path.read_text() for path in sorted(run.run.glob("*.jsonl"))]
     again = Settings(**{**vars(run), "resume": True})

@@ -67,6 +67,7 @@ def test_a_run_leaves_tables_and_figures(finished):
         assert text in page
 
 
+@pytest.mark.slow
 def test_every_direction_is_measured_at_the_moments_of_the_protocol(finished):
     lines = _measured(finished)
     assert [x["epoch"] for x in lines] == [1, 2]
@@ -77,6 +78,7 @@ def test_every_direction_is_measured_at_the_moments_of_the_protocol(finished):
     assert "correlation" in lines[-1]
 
 
+@pytest.mark.slow
 def test_the_summary_averages_ratios_and_not_sharpnesses(finished):
     summary = json.loads((finished / "summary.json").read_text())
     for line in _measured(finished):
@@ -87,6 +89,7 @@ def test_the_summary_averages_ratios_and_not_sharpnesses(finished):
             assert row["ratio"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_report_is_made_again_from_the_files_alone(finished):
     names = ("summary.json", "report.md")
     before = {finished / name: (finished / name).read_bytes() for name in names}
@@ -150,6 +153,7 @@ def test_one_direction_at_a_time_measures_the_same(micro_t5, tmp_path, monkeypat
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_split_are_those_of_the_whole(finished):
     summary = json.loads((finished / "summary.json").read_text())
     for epoch, directions in summary["split"].items():
@@ -210,6 +214,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(start, finished, tmp_path):
         assert ours["momentum"] == theirs["momentum"]
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_recorded_and_keeps_what_it_measured(finished, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
