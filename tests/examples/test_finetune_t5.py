@@ -335,7 +335,7 @@ def test_several_seeds_join_the_report_and_resume(init, tmp_path, monkeypatch):
     lines = files.read_lines(others.run / "seeds.jsonl")
     assert [line["seed"] for line in lines] == [0, 1]
     assert [step for step, _ in lines[0]["valid_losses"]] == [0, 3, 6]
-    assert lines[0]["pool_losses"][0] != lines[1]["pool_losses"][0]
+    assert lines[0]["pool_losses"][-1] != lines[1]["pool_losses"][-1]
     # The same training as the main job's, but for the program that it is compiled in.
     summary = json.loads((settings.run / "summary.json").read_text())
     for kind in ("pool_losses", "valid_losses"):
