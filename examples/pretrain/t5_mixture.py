@@ -23,7 +23,7 @@ from examples.lab import command_line, run_folder, training
 from examples.lab.steps import Metrics, TrainState, without_dropout
 from examples.models import huggingface, t5
 from examples.pretrain import mixture_card, shared
-from examples.pretrain.t5 import model_config
+from examples.pretrain.t5 import model_config, text
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "t5-enfr-mixture"
 _HELD_OUT_BATCHES = 8  # of each objective
@@ -174,12 +174,6 @@ def schedule(settings: Settings) -> optax.Schedule:
         ],
         [warmup, held],
     )
-
-
-def text(words: vocabulary.Vocabulary, pairs: list[translation.Pair]) -> np.ndarray:
-    """The tokens of both languages, one after the other."""
-    languages = [[pair.english for pair in pairs], [pair.french for pair in pairs]]
-    return span_corruption.stream(languages, words)
 
 
 def batches(

@@ -181,7 +181,7 @@ class Settings(by_name.Choice):
 
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers."""
-        fields = dataclasses.asdict(self)
+        fields, chosen = dataclasses.asdict(self), self._chosen()
         for name in ("run", "save_every", "resume"):
             del fields[name]
         return {
@@ -189,8 +189,8 @@ class Settings(by_name.Choice):
             **self.sizes()._asdict(),
             "init": self.checkpoint(),
             "rates": None,
-            "learning_rate": self._chosen().rate,
-            "rate_from": self._chosen().source,
+            "learning_rate": chosen.rate,
+            "rate_from": chosen.source,
             "measured_on": "held-out rows",
             "fractions": self.fractions(),
         }
