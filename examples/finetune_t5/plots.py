@@ -183,4 +183,6 @@ def _sharpness(figure: Figure, summary: Summary) -> None:
     axes.set_yticks(range(len(names)), [label(name, fraction) for name in names])
     axes.axvline(1, color="0.6", linewidth=0.8, zorder=0)
     axes.set(xscale="log", xlabel="directional sharpness / that of SGD's direction")
-    axes.set_title(_title("Sharpness along SGD's trajectory", summary))
+    axes.set_title(
+        _title("Sharpness along SGD's trajectory", summary).replace(": ", ":\n")
+    )
