@@ -6,6 +6,7 @@ read only a slice of one, so that the bytes, and the bandwidth, are an upper lim
 
 import collections
 import functools
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,8 +18,15 @@ import jax.numpy as jnp
 import optax
 
 import optax_clip
+from benchmarks import harness
 from benchmarks.accelerator import inputs
-from benchmarks.accelerator.notes import Notes, compiled, need, take_turns
+from benchmarks.accelerator.notes import (
+    Notes,
+    SkippedError,
+    compiled,
+    need,
+    take_turns,
+)
 from benchmarks.accelerator.selection import FIXED, GOALS, LEAF, OURS, queued
 from benchmarks.contestants import FRACTION, Clip
 from benchmarks.harness import Figure, Row
@@ -38,6 +46,7 @@ NOMINAL = {  # bytes a second, as sold; the first name found in the device's
 
 def measure(preset: "Preset", tree: str, dtype: str, notes: Notes) -> None:
     """Profiles a fixed clip and ours, and times both and a copy."""
+    check_profiler()
     shapes = inputs.tree_shapes(tree, preset)
     gradients = inputs.gradients(shapes, dtype)
     bytes_ = sum(x.nbytes for x in gradients)
@@ -81,6 +90,16 @@ def measure(preset: "Preset", tree: str, dtype: str, notes: Notes) -> None:
             for name, most in ((OURS, goal), (LEAF, 4))
         ]
     )
+
+
+def check_profiler() -> None:
+    """Refuses what would end the process: a CPU's profile after libtpu was tried."""
+    tried = harness.installed("libtpu") and not os.environ.get("JAX_PLATFORMS")
+    if tried and jax.default_backend() == "cpu":
+        raise SkippedError(
+            "libtpu is installed but there is no TPU, and its profiler would end the "
+            "process: set JAX_PLATFORMS=cpu."
+        )
 
 
 def _loop(notes: Notes, name: str, tx: Any, gradients: list[jax.Array]) -> Any:
