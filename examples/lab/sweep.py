@@ -119,10 +119,11 @@ def trainer(
     )
 
     def train(
-        learning_rate: float | None, seed: int = task.seed, params: Params = task.params
+        learning_rate: float | None, seed: int = task.seed, params: Params | None = None
     ) -> Trained:
         batch_at = dataclasses.replace(task, seed=seed).batch_at
-        params = jax.tree.map(jnp.copy, params)
+        given = task.start(seed) if params is None else params
+        params = jax.tree.map(jnp.copy, given)
         begin = TrainState(params, injected(learning_rate=learning_rate).init(params))
         losses: list[float] = []
         for step, state, metrics in updates(
