@@ -21,7 +21,7 @@ from examples.lab import files, paper, run_folder
 from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table
 from examples.lab.winners import Rules, differences, of, winners
-from examples.redraw import scaling, sentences
+from examples.redraw import scaling, sentences, what_to_try
 from examples.sharpness import hero
 from examples.sharpness.claims import holding
 from examples.tasks import by_name
@@ -193,6 +193,7 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "first_paper": ("docs/papers/pan-li.md", sentences.first_paper),
     "training_loss": ("docs/papers/pan-li.md", sentences.training_loss),
     "fractions": ("docs/how-to/when-does-it-help.md", sentences.fractions),
+    "what_to_try": ("docs/how-to/what-should-i-try.md", what_to_try.page),
     "second_paper": ("docs/papers/tomihari-sato.md", sentences.second_paper),
     "zeros": ("docs/concepts/fraction.md", zeros_table),
     "placement": ("docs/concepts/scaling.md", scaling.placement),
