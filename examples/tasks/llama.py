@@ -82,9 +82,10 @@ def load_llama(settings: LlamaSettings) -> LlamaTask:
     """
     texts = documents.load(settings.dataset, settings.documents, settings.seed)
     scratch = settings.init == scratch_llama.NAME
-    load = scratch_llama.load if scratch else pretrained_llama.load
     return make_task(
-        load(texts.train if scratch else settings.init),
+        scratch_llama.load(texts.train)
+        if scratch
+        else pretrained_llama.load(settings.init),
         texts,
         kind=ScratchTask if scratch else LlamaTask,
         max_length=settings.max_length,

@@ -111,7 +111,7 @@ def test_every_optimizer_that_clips_can_have_several_fractions(settings, trained
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_a_clip_of_nothing_is_the_optimizer_without_it(nesterov):
     name = "nesterov_sgd" if nesterov else "sgd"
-    gradients = [np.asarray([3.0, -4.0], np.float32), np.asarray([1.0, 1.0])]
+    gradients = [np.float32([3.0, -4.0]), np.float32([1.0, 1.0])]
     found = []
     for optimizer in (
         OPTIMIZERS[name](1.0, 0.5),
@@ -136,7 +136,7 @@ def test_a_clip_of_nothing_is_the_optimizer_without_it(nesterov):
     ],
 )
 def test_a_long_gradient_is_shortened_to_the_norm_in_the_name(name, norm):
-    optimizer, gradient = OPTIMIZERS[name](1.0, 0.5), np.asarray([30.0, -40.0])
+    optimizer, gradient = OPTIMIZERS[name](1.0, 0.5), np.float32([30.0, -40.0])
     update, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
     np.testing.assert_allclose(update, -norm * gradient / 50, rtol=1e-5)
 
