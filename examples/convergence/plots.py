@@ -58,7 +58,7 @@ def draw(
 
 
 def _title(what: str, settings: Settings, seeds: str | None = None) -> str:
-    task, model = by_name.TITLES[settings["task"]], Path(settings["init"]).name
+    task, model = by_name.TITLES[settings["task"]], by_name.name_of(settings["init"])
     seeds = seeds or f"{settings['seeds']} seeds"
     return f"{what}: {task}, {model}, {seeds}"
 

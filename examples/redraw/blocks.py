@@ -148,7 +148,7 @@ def _convergence(folder: Path) -> list[str]:
 
     clipped = minus("clipped_sgd")
     worse = sum(x >= 0 for x in clipped)
-    model = f", {settings['init']}" if rules.apart else ""
+    model = f", {by_name.name_of(settings['init'])}" if rules.apart else ""
     failures = [
         f"clipped SGD is not lower on {worse} of {len(clipped)} seeds" if worse else "",
         "" if rules.apart else "rates were chosen on a seed that is in the mean",

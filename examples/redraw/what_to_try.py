@@ -17,6 +17,7 @@ from examples.lab.optimizers import is_clipped, label
 from examples.lab.statistics import Interval, bootstrap
 from examples.lab.tables import Table
 from examples.lab.winners import Rules, Winners, differences, of, winners
+from examples.tasks import by_name
 
 _RESULTS = "examples/results/convergence"
 _UP = f"../../{_RESULTS}"
@@ -48,7 +49,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
     "SmolLM2": {"task": "causal_lm", "init": "smollm2"},
     "T5": {"task": "translation"},
 }
-_SHORT = {"scratch": "from scratch", "smollm2": "SmolLM2-135M"}
+_SHORT = {"smollm2": "SmolLM2-135M"}
 _SGD: Key = ("sgd", DEFAULT)
 # Head to head: an optimizer, and what it has to be better than to be worth trying.
 PAIRS: tuple[tuple[Key, Key], ...] = (
@@ -89,7 +90,7 @@ class Column(NamedTuple):
 
     @property
     def title(self) -> str:
-        model = Path(self.init).name
+        model = by_name.name_of(self.init)
         kind = "language model" if self.task == "causal_lm" else "translation"
         return f"{kind}, {_SHORT.get(model, model)}"
 

@@ -33,6 +33,11 @@ TITLES = {
 }
 
 
+def name_of(init: str) -> str:
+    """The model that is loaded from there, for a title."""
+    return "from scratch" if init == scratch_llama.NAME else Path(init).name
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """A task, its model and its data."""
