@@ -86,10 +86,11 @@ def seeds(summary: Summary) -> Table:
 def in_one_row(summary: Summary) -> list[str]:
     """Effect, numbers, seeds and what did not hold, for a table of all results."""
     fraction, by_seed = summary["settings"]["fraction"], _by_seed(summary["seeds"])
-    differences = [
-        f"{label(name, fraction)} {statistics.bootstrap(found)}"
+    minus_sgd = differences(summary)
+    said = [
+        f"{label(name, fraction)} {statistics.bootstrap(minus_sgd[name])}"
         for name in ("clipped_sgd", "norm_clipped_sgd", "adam")
-        if (found := _minus_sgd(by_seed, name))
+        if minus_sgd.get(name)
     ]
     begin = summary["start"]["chrf"]
     after = {
@@ -112,10 +113,17 @@ def in_one_row(summary: Summary) -> list[str]:
     chrfs = ", ".join(f"{label(k, fraction)} {v:.1f}" for k, v in after.items())
     return [
         "held-out loss minus SGD's, a T5 that translates",
-        f"{', '.join(differences)}; chrF before {begin:.1f}, {chrfs}",
+        f"{', '.join(said)}; chrF before {begin:.1f}, {chrfs}",
         f"{len(by_seed)} seeds",
         "; ".join(failures) or "-",
     ]
+
+
+def differences(summary: Summary) -> dict[str, list[float]]:
+    """By optimizer: the held-out loss at the end minus SGD's, one for each seed."""
+    by_seed = _by_seed(summary["seeds"])
+    names = dict.fromkeys(run["optimizer"] for run in summary["seeds"])
+    return {name: _minus_sgd(by_seed, name) for name in names if name != "sgd"}
 
 
 def sharpness(summary: Summary) -> Table:
