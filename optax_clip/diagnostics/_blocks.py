@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_clip._trees import accumulator, tree_balance
+from optax_clip.diagnostics._checks import is_concrete
 from optax_clip.diagnostics._subset import flat_arrays
 
 Blocks = Callable[[str], Any]
@@ -81,9 +82,17 @@ class Partition(NamedTuple):
         )
 
     def each(self, values: Any) -> list[Any]:
-        """Returns [values[i]] for a tree of arrays over blocks."""
+        """Returns [values[i]] for a tree of arrays over blocks.
+
+        What is known is split on the host, because compilers take time for every
+        result of a program.
+        """
+        known = is_concrete(values)
+        if known and all(x.is_fully_replicated for x in jax.tree.leaves(values)):
+            values = jax.device_get(values)
         count = range(len(self.names))
-        return [jax.tree.map(lambda x, i=i: x[i], values) for i in count]
+        each = [jax.tree.map(lambda x, i=i: x[i], values) for i in count]
+        return jax.device_put(each) if known else each
 
     def by_name(self, results: Sequence[Any]) -> dict[Any, Any]:
         """Returns {name: result}, in the order of the leaves.

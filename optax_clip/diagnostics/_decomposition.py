@@ -107,24 +107,24 @@ def split_sharpness(
     )
     paths = problem.selection.take(problem.selection.paths)
     parts = partition(paths, problem.params, blocks)
-    norms, slopes, rows = problem.run(_split, parts=parts)
+    norms, slopes, matrix = problem.run(_split, parts=parts)
     result = {}
-    for name, norm, slope, row in zip(parts.names, norms, slopes, rows, strict=True):
-        cross = parts.by_name(row)
+    for name, norm, slope, row in zip(
+        parts.names, *map(parts.each, (norms, slopes, matrix)), strict=True
+    ):
+        cross = parts.by_name(parts.each(row))
         result[name] = SharpnessPart(norm, slope, cross.pop(name), cross)
     return result
 
 
 def _split(problem: Problem, parts: Partition) -> tuple:
-    """Returns the loss, and by block ||v_b||^2, <g, v_b> and [v_b^T H v_c, ...]."""
+    """Returns the loss, and by block ||v_b||^2, <g, v_b> and v_b^T H v_c in rows."""
     v, h = problem.unit(), hessian(problem)
     matrix = lax.map(
         lambda i: parts.vdots(v, h.matvec(parts.part(v, i))),
         jnp.arange(len(parts.names)),
     )
-    norms, slopes = parts.vdots(v, v), parts.vdots(h.gradient, v)
-    rows = [parts.each(row) for row in parts.each(matrix)]
-    return h.loss, (parts.each(norms), parts.each(slopes), rows)
+    return h.loss, (parts.vdots(v, v), parts.vdots(h.gradient, v), matrix)
 
 
 class MaskedSharpness(NamedTuple):

@@ -130,12 +130,13 @@ def block_eigenvalues(
     paths = problem.selection.take(problem.selection.paths)
     parts = partition(paths, problem.params, blocks)
     static = {"parts": parts, "max_iterations": max_iterations}
-    return parts.by_name(problem.run(_ends, key, tolerance, **static))
+    return parts.by_name(parts.each(problem.run(_ends, key, tolerance, **static)))
 
 
 def _ends(
     problem: Problem, key, tolerance, parts: Partition, max_iterations: int
-) -> tuple[jax.Array, list[BlockEigenvalues]]:
+) -> tuple[jax.Array, BlockEigenvalues]:
+    """Returns the loss, and the ends of all blocks."""
     start, h = tree_draw(jax.random.normal, key, problem.params), hessian(problem)
 
     def ends(i):
@@ -144,7 +145,7 @@ def _ends(
 
         return _lanczos(matvec, parts.part(start, i), tolerance, max_iterations)
 
-    return h.loss, parts.each(lax.map(ends, jnp.arange(len(parts.names))))
+    return h.loss, lax.map(ends, jnp.arange(len(parts.names)))
 
 
 def _lanczos(

@@ -9,6 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from optax_clip import diagnostics
+from optax_clip.diagnostics._problem import Problem
 
 from . import problems
 from .problems import tokens, transformer_loss, waves
@@ -59,13 +60,14 @@ def test_other_modes_and_streams_split_alike(rng, x64, mode, microbatches):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), got, wanted)
 
 
+def stacked(path):
+    return diagnostics.Stacked(path) if path == "w" else path
+
+
 def test_stacked_layers_are_blocks_of_their_own(rng):
     x, u, batch = problems.draw_waves(rng)
 
-    def blocks(path):
-        return diagnostics.Stacked(path) if path == "w" else path
-
-    parts = diagnostics.split_sharpness(waves, x, u, batch, blocks=blocks)
+    parts = diagnostics.split_sharpness(waves, x, u, batch, blocks=stacked)
     assert set(parts) == {"b", "w/0", "w/1", "w/2", "w/3"}
     wanted = diagnostics.directional_derivatives(waves, x, u, batch)
     total = sum(p.within + sum(p.cross.values()) for p in parts.values())
@@ -73,6 +75,28 @@ def test_stacked_layers_are_blocks_of_their_own(rng):
     np.testing.assert_allclose(sum(p.norm for p in parts.values()), 1, rtol=1e-5)
     slope = sum(p.slope for p in parts.values())
     np.testing.assert_allclose(slope, wanted.slope, rtol=1e-5)
+
+
+def test_the_program_of_a_split_does_not_grow_with_the_layers(monkeypatch):
+    """A result for each pair of 64 layers took minutes to compile."""
+    programs = []
+
+    def spy(problem, measure, *inputs, **static):
+        run = functools.partial(measure, **static)
+        programs.append(jax.make_jaxpr(run)(problem, *inputs).jaxpr)
+        return run(problem, *inputs)[1]
+
+    monkeypatch.setattr(Problem, "run", spy)
+    for layers in (4, 64):
+        x = {"w": jnp.ones((layers, 3)), "b": jnp.ones(2)}
+        parts = diagnostics.split_sharpness(
+            lambda x: jnp.sum(x["w"] ** 3) * jnp.sum(x["b"]), x, x, blocks=stacked
+        )
+        assert len(parts) == layers + 1
+        assert {len(part.cross) for part in parts.values()} == {layers}
+    few, many = programs
+    assert len(few.outvars) == len(many.outvars) == 4
+    assert len(few.eqns) == len(many.eqns)
 
 
 def test_masked_shares_are_those_of_the_dense_hessian(rng, x64):
