@@ -1,14 +1,15 @@
 """Fine-tunes a T5 on English-French: `python -m examples.finetune_t5` (the main job).
 
-One checkpoint that translates, a few hundred pairs that are new to it, and on the same
-batches SGD, SGD with the norm of its gradient clipped, SGD with 5 % of its coordinates
-clipped, and Adam, each at the rate that `examples.finetune_t5.sweep` found on other
-pairs. Along SGD's trajectory the paper's seven optimizers make pseudo-updates, and
-their directional sharpness is measured. Everything goes to runs/finetune_t5;
-interrupted, it goes on with --resume, to the same numbers.
+One checkpoint that translates, thousands of pairs that are new to it, each seen once,
+and on the same batches SGD, SGD with the norm of its gradient clipped, SGD with 5 % of
+its coordinates clipped, and Adam, each at the rate that `examples.finetune_t5.sweep`
+chose by other held-out pairs. Along SGD's trajectory the paper's seven optimizers make
+pseudo-updates, and their directional sharpness is measured. Everything goes to
+runs/finetune_t5; interrupted, it goes on with --resume, to the same numbers.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,20 +51,20 @@ class Settings:
     """For a single optimizer; without it, that of the committed sweep."""
     fraction: float = 0.05
     """Fraction of the coordinates to clip, in [0, 1)."""
-    steps: int = 32
+    schedule: Literal["linear", "constant"] = "linear"
+    """How the learning rate goes: to 0 along a line, or not at all, as in the paper."""
+    steps: int = 80
     batch_size: int = 48
     """Pairs in each step's batch."""
-    train_pairs: int | None = 768
-    """Train on so many of the pairs at most, which the seed chooses."""
     max_length: int = 32
     """Longest source and target in tokens; longer pairs are dropped."""
     evaluations: int = 8
-    """How often, evenly spaced, to take the losses on all pairs."""
+    """How often, evenly spaced, to take the loss on the held-out pairs."""
     measurements: int = 2
     """How often, evenly spaced, to measure the sharpness."""
     measured_batches: int = 1
     """Size, in batches, of the fixed sample of training pairs for the sharpness."""
-    held_out: int = 128
+    held_out: int = 384
     """Held-out pairs, which are translated at the start and at the end."""
     init: str = "examples/checkpoints/t5-enfr-mixture"
     """A folder with a T5 in the Hugging Face layout, or a name on the hub."""
@@ -103,6 +104,16 @@ class Settings:
         fields = self.decisive()
         return {name: fields[name] for name in _TRAINING}
 
+    def optimizer_of(self, name: str) -> Callable[[Any], optax.GradientTransformation]:
+        """Peak learning rate -> optimizer, with its rate scheduled."""
+        return lambda rate: OPTIMIZERS[name](self.scheduled(rate), self.fraction)
+
+    def scheduled(self, rate: Any) -> Any:
+        """The learning rate as a function of the step; Adafactor's None stays."""
+        if self.schedule == "constant" or rate is None:
+            return rate
+        return optax.linear_schedule(rate, 0.0, self.steps)
+
     def evaluated_at(self) -> set[int]:
         """The numbers of updates after which the validation loss is taken."""
         return {0, *_evenly(self.evaluations, self.steps), *self.measured_at()}
@@ -118,9 +129,9 @@ def _evenly(count: int, steps: int) -> list[int]:
 
 _TRAINING = (
     "fraction",
+    "schedule",
     "steps",
     "batch_size",
-    "train_pairs",
     "max_length",
     "init",
     "dataset",
@@ -128,23 +139,11 @@ _TRAINING = (
 )
 
 
-def load(settings: Settings) -> TranslationTask:
-    """The checkpoint and the pairs; where they do not do, says why in one sentence."""
-    task = load_translation(settings)
-    wanted = settings.train_pairs
-    if wanted is not None and wanted < settings.batch_size:
-        raise ValueError(
-            f"--train-pairs must be at least the batch size of {settings.batch_size}; "
-            f"got {wanted}."
-        )
-    return dataclasses.replace(task, train_pairs=wanted)
-
-
 def prepare(settings: Settings) -> tuple[TranslationTask, dict[str, float | None]]:
     """Everything that can be refused, before any work; claims the run folder last."""
     settings.check()
     rates = learning_rates(settings.optimizer, settings.learning_rate)
-    task = load(settings)
+    task = load_translation(settings)
     # Names may come to mean other files between a run and its continuation.
     identity = settings.decisive() | {
         "learning_rates": rates,
@@ -180,7 +179,7 @@ def fine_tune(
 ) -> None:
     """Trains with one optimizer and leaves everything about it in a sub-folder."""
     folder = settings.run / name
-    plain = OPTIMIZERS[name](rate, settings.fraction)
+    plain = settings.optimizer_of(name)(rate)
     facts = {
         "learning_rate": rate,
         "state_bytes": state_bytes(plain, task.params),
@@ -189,7 +188,7 @@ def fine_tune(
     optimizer = optax.named_chain(("optimizer", plain))
     if name == TRAJECTORY:
         fractions = dict.fromkeys(PAPER, settings.fraction)
-        optimizer = with_pseudo_updates(name, rate, fractions)
+        optimizer = with_pseudo_updates(name, settings.scheduled(rate), fractions)
     try:
         state = training.train(
             folder,
@@ -229,8 +228,10 @@ def describe(settings: Settings, task: TranslationTask) -> str:
     skipped = f"{blank:,} blank lines of {settings.pairs} skipped. " if blank else ""
     return (
         f"{settings.init}: {optax.tree.size(task.params):,} parameters; "
-        f"{counts['train']:,} pairs to train on, {counts['dropped']:,} of more than "
-        f"{settings.max_length} tokens dropped, {counts['held_out']:,} held out. "
+        f"{counts['train']:,} pairs to train on, of which {settings.steps} steps see "
+        f"{settings.steps * settings.batch_size / counts['train']:.0%}; "
+        f"{counts['dropped']:,} of more than {settings.max_length} tokens dropped; "
+        f"{counts['held_out']:,} held out. "
         f"{skipped}Results go to {settings.run}."
         + ("" if settings.learning_rate else tuning_note(settings.training()))
     )

@@ -1,14 +1,13 @@
 """What is measured in a fine-tuning run besides its training loss.
 
-    losses, translations            of any parameters
+    held-out loss, translations     of any parameters
     sharpness, landscape            of the trajectory that carries the pseudo-updates
 
 `examples.lab.directions` has what a pseudo-update is.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import sacrebleu
 
-from examples.data.batching import Arrays, whole
+from examples.lab import held_out
 from examples.lab.directions import before_last_step, numbers, pseudo_directions
 from examples.lab.optimizers import PAPER
 from examples.lab.steps import Metrics, TrainState
@@ -25,7 +24,6 @@ from examples.tasks.translation import TranslationTask
 from optax_clip import diagnostics
 
 TRAJECTORY = "sgd"
-_EVALUATED = 256  # of the training pairs at most
 _POINTS = 16  # of a landscape
 
 
@@ -38,34 +36,22 @@ class Instruments:
         self.task, self.measured_at = task, measured_at
         self.batch = task.fixed_batch(task.batch_size * measured_batches)
         stream = {"microbatches": measured_batches, "weight": task.weight}
-        self._loss = jax.jit(task.eval_loss)
+        self._assess, self._held_out = held_out.assessor(task), task.held_out_batches()
         self._table = _jitted(
             diagnostics.sharpness_table, task.eval_loss, baseline="sgd", **stream
         )
         self._loss_along = _jitted(diagnostics.loss_along, task.eval_loss, **stream)
 
     def evaluate(self, step: int, state: TrainState) -> Metrics:
-        """The losses and, where there are pseudo-updates, their sharpness."""
-        metrics: dict[str, Any] = self.losses(state.params)
+        """The held-out loss and, where there are pseudo-updates, their sharpness."""
+        metrics: dict[str, Any] = {"valid_loss": self.held_out_loss(state.params)}
         if step in self.measured_at and pseudo_directions(state):
             metrics["sharpness"] = self.sharpness(state)
         return metrics
 
-    def losses(self, params: t5.Params, seed: int | None = None) -> dict[str, float]:
-        """Means per token, over the training pairs of a seed and the held-out ones."""
-        task = self.task if seed is None else dataclasses.replace(self.task, seed=seed)
-        pool = {name: array[:_EVALUATED] for name, array in task.pool().items()}
-        padding = dict.fromkeys(pool, task.config.pad_token_id)
-        return {
-            "pool_loss": self._mean(params, whole(pool, task.batch_size, padding)),
-            "valid_loss": self._mean(params, task.held_out_batches()),
-        }
-
-    def _mean(self, params: t5.Params, batches: Sequence[Arrays]) -> float:
-        found = diagnostics.mean_over_batches(
-            lambda batch: self._loss(params, batch), batches, weight=self.task.weight
-        )
-        return float(found.mean)
+    def held_out_loss(self, params: t5.Params) -> float:
+        """The mean per token of the held-out pairs."""
+        return self._assess(params, self._held_out)
 
     def sharpness(self, state: TrainState) -> dict[str, Mapping[str, float | None]]:
         """Slope, sharpness and what they predict, along each pseudo-update."""

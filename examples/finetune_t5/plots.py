@@ -1,18 +1,18 @@
 """The figures of a fine-tuning run, made from its summary and nothing else."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from examples.finetune_t5 import progress
 from examples.lab import looks, tables
 from examples.lab.optimizers import label
 
 Summary = Mapping[str, Any]
-_WINDOW = 10  # batches in the mean of a loss curve
 
 
 def draw(run: Path, summary: Summary) -> list[tables.Figure]:
@@ -20,9 +20,8 @@ def draw(run: Path, summary: Summary) -> list[tables.Figure]:
     painters: dict[str, tuple[Callable[..., None], str]] = {
         "loss_curves": (
             _loss_curves,
-            f"Training loss of each optimizer (thick: {_thick(summary)}; thin: each "
-            "batch; dots: held-out pairs) and its distance from SGD's on the same "
-            "batches.",
+            "Held-out loss of each optimizer, and its distance from SGD's with a band "
+            "from the lowest to the highest seed.",
         )
     }
     if summary["landscape"]:
@@ -53,11 +52,6 @@ def draw(run: Path, summary: Summary) -> list[tables.Figure]:
     ]
 
 
-def _thick(summary: Summary) -> str:
-    pool = any(row.get("pool_losses") for row in summary["optimizers"].values())
-    return "all training pairs" if pool else f"mean of {_WINDOW} batches"
-
-
 def _title(what: str, summary: Summary) -> str:
     settings = summary["settings"]
     model = Path(settings["init"]).name
@@ -65,79 +59,71 @@ def _title(what: str, summary: Summary) -> str:
 
 
 def _loss_curves(figure: Figure, summary: Summary) -> None:
-    """Every loss, and below, how far it is from SGD's on the same batches."""
+    """The held-out losses, and below, how far they are from SGD's."""
     rows, fraction = summary["optimizers"], summary["settings"]["fraction"]
-    compared = "sgd" in rows and len(rows) > 1
+    gaps = {name: _gaps(summary, name) for name in rows}
+    compared = any(len(values) for _, values in gaps.values())
     axes = figure.subplots(1 + compared, 1, sharex=True, squeeze=False)[:, 0]
-    losses = {name: np.array(row["losses"]) for name, row in rows.items()}
-    curves = {name: _curve(row) for name, row in rows.items()}
-    held_out = [
-        (steps, losses)
-        for row in rows.values()
-        if row["valid_losses"]
-        for steps, losses in [np.array(row["valid_losses"], float).T]
-    ]
-    gaps: dict[str, Curve] = {}
     for name, row in rows.items():
         look = looks.look(name, fraction)
         if row["diverged"] is not None:
             look["label"] += f" (diverged at step {row['diverged']})"
-        axes[0].plot(losses[name], color=look["color"], alpha=0.25, linewidth=0.7)
-        axes[0].plot(*curves[name], **look)
-        if row["valid_losses"]:
-            axes[0].plot(*zip(*row["valid_losses"], strict=True), **looks.dots(name))
-        if compared:
-            gaps[name] = _gap(rows[name], rows["sgd"])
-            axes[1].plot(*gaps[name], **look)
-    axes[0].plot([], [], "ko", markersize=4, label="on held-out pairs")
-    axes[0].set(
-        ylabel="loss (nats per token)",
-        ylim=_without_the_start([*curves.values(), *held_out]),
-    )
-    axes[0].set_title(_title("Training loss", summary))
-    axes[0].legend(loc="lower left")
+        axes[0].plot(*_curve(row), **look)
+        steps, values = gaps[name]
+        if compared and len(values):
+            axes[1].plot(steps, values.mean(0), **look)
+            ends = values.min(0), values.max(0)
+            axes[1].fill_between(steps, *ends, color=look["color"], alpha=0.15)
+    axes[0].set(ylabel="loss (nats per token)")
+    axes[0].set_title(_title("Held-out loss", summary) + _message(summary))
+    axes[0].legend(loc="upper right", ncols=2)
     if compared:
-        axes[1].set(ylabel="minus SGD's", ylim=_without_the_start(gaps.values()))
+        seeds = len(next(values for _, values in gaps.values() if len(values)))
+        of = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
+        axes[1].set(ylabel=f"minus SGD's\n({of})")
     axes[-1].set(xlabel="step")
 
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 
 
-def _curve(row: Mapping[str, Any]) -> Curve:
-    """The losses on all training pairs; in runs of before, means of batches."""
-    if row.get("pool_losses"):
-        steps, losses = np.array(row["pool_losses"], float).T
-        return steps, losses
-    return _moving_mean(np.array(row["losses"]))
+def _curve(run: Mapping[str, Any]) -> Curve:
+    """The held-out losses of a training."""
+    steps, losses = np.array(run["valid_losses"], float).reshape(-1, 2).T
+    return steps, losses
 
 
-def _gap(row: Mapping[str, Any], of_sgd: Mapping[str, Any]) -> Curve:
-    """How far a curve is from SGD's at the same steps."""
-    if row.get("pool_losses") and of_sgd.get("pool_losses"):
-        steps, (own, sgd) = _curve(of_sgd)[0], (_curve(x)[1] for x in (row, of_sgd))
-        count = min(len(own), len(sgd))
-        return steps[:count], own[:count] - sgd[:count]
-    losses, sgd = (np.array(x["losses"]) for x in (row, of_sgd))
-    count = min(len(losses), len(sgd))
-    return _moving_mean(losses[:count] - sgd[:count])
+def _message(summary: Summary) -> str:
+    """Who comes down to SGD's lowest loss, and when."""
+    curves = {name: row["valid_losses"] for name, row in summary["optimizers"].items()}
+    steps = progress.to_the_end_of_sgd(curves)
+    if not steps:
+        return ""
+    fraction = summary["settings"]["fraction"]
+    sooner = ", ".join(
+        f"{label(name, fraction)} after {at:.0f}"
+        for name, at in steps.items()
+        if name != "sgd" and at is not None
+    )
+    return f"\nSGD is lowest after {steps['sgd']:.0f} steps; as low: {sooner or 'none'}"
 
 
-def _without_the_start(curves: Iterable[Curve]) -> tuple[float, float] | None:
-    """Limits that leave out the first tenth, where the loss may fall from far above."""
-    rest = [x[-(-len(x) // 10) :] for _, x in curves if len(x) > 1]
-    if not rest:
-        return None
-    low, high = min(map(np.nanmin, rest)), max(map(np.nanmax, rest))
-    margin = 0.2 * (high - low) or 1.0
-    return low - margin, high + margin
-
-
-def _moving_mean(losses: np.ndarray) -> Curve:
-    """Steps, and the mean of the batches up to each."""
-    window = min(_WINDOW, max(len(losses), 1))
-    means = np.convolve(losses, np.full(window, 1 / window), mode="valid")
-    return np.arange(window - 1, window - 1 + len(means)), means
+def _gaps(summary: Summary, name: str) -> Curve:
+    """How far the held-out losses are from SGD's: steps, and a row for each seed."""
+    runs = [
+        (run["seed"], run["optimizer"], run)
+        for run in summary["seeds"]
+        if run["diverged"] is None
+    ] or [(None, key, row) for key, row in summary["optimizers"].items()]
+    found = {(seed, key): _curve(run) for seed, key, run in runs}
+    both = [seed for seed, key in found if key == name and (seed, "sgd") in found]
+    if name == "sgd" or not both:
+        return np.empty(0), np.empty((0, 0))
+    count = min(len(found[seed, key][0]) for seed in both for key in (name, "sgd"))
+    differences = [
+        found[seed, name][1][:count] - found[seed, "sgd"][1][:count] for seed in both
+    ]
+    return found[both[0], name][0][:count], np.array(differences)
 
 
 def _landscape(figure: Figure, summary: Summary) -> None:

@@ -1,4 +1,4 @@
-"""How many steps an optimizer needs to the loss at which SGD ends.
+"""How many steps an optimizer needs to the lowest held-out loss of SGD.
 
 The fraction of the way from SGD to Adam that another optimizer covers is counted in
 those steps: at 0 it needs as many as SGD, at 1 as few as Adam.

@@ -49,8 +49,7 @@ def summarise(run: Path, names: Sequence[str], pairs: Mapping[str, int]) -> Row:
 def read(run: Path) -> Row:
     """The summary of a run, and the seeds that `examples.finetune_t5.seeds` added."""
     seeds = files.read_lines(run / "seeds.jsonl")
-    # Runs of before have not translated at the start.
-    return {"start": None, **run_folder.read_summary(run), "seeds": seeds}
+    return {**run_folder.read_summary(run), "seeds": seeds}
 
 
 def write(run: Path) -> list[Path]:
@@ -87,13 +86,14 @@ def make_tables(summary: Row) -> list[Table]:
 
 
 def _introduction(summary: Row) -> str:
-    pairs, fraction = summary["pairs"], summary["settings"]["fraction"]
+    settings, pairs = summary["settings"], summary["pairs"]
+    fraction = settings["fraction"]
+    seen = min(pairs["train"], settings["steps"] * settings["batch_size"])
     sentences = [
-        f"{pairs['train']:,} pairs to train on, {pairs['held_out']:,} held out, from "
-        f"`{summary['settings']['init']}`."
+        f"{pairs['train']:,} pairs to train on, of which the steps see {seen:,}, and "
+        f"{pairs['held_out']:,} held out, from `{settings['init']}`.",
+        f"Before, its translations have chrF {summary['start']['chrf']:.1f}.",
     ]
-    if start := summary["start"]:
-        sentences.append(f"Before, its translations have chrF {start['chrf']:.1f}.")
     if blank := pairs.get("blank"):
         sentences.append(f"{blank:,} blank lines were skipped.")
     sentences += [
@@ -112,14 +112,10 @@ def _row(folder: Path) -> Row:
     steps = [line for line in metrics if "loss" in line]
     clipped = [line["clipped_fraction"] for line in steps if "clipped_fraction" in line]
     losses = [line["loss"] for line in steps]
-    valid, pool = (
-        [(line["step"], line[name]) for line in metrics if name in line]
-        for name in ("valid_loss", "pool_loss")
-    )
+    valid = [(x["step"], x["valid_loss"]) for x in metrics if "valid_loss" in x]
     row |= {
         "clipped_fraction": float(np.mean(clipped)) if clipped else None,
         "losses": [round(loss, 4) for loss in losses],
-        "pool_losses": pool,
         "valid_losses": valid,
     }
     if row["diverged"] is not None:

@@ -1,9 +1,9 @@
 """The main job with several seeds: `python -m examples.finetune_t5.seeds`.
 
-A seed decides which pairs are trained on. Every optimizer has the learning rate of
-the committed sweep, whose seed is none of these. Every training is one line of the run
-folder's seeds.jsonl, which `examples.finetune_t5.report` puts into its tables where it
-lies beside a summary.json.
+A seed decides which pairs are trained on, and when. Every optimizer has the learning
+rate of the committed sweep, whose seed is none of these. Every training is one line of
+the run folder's seeds.jsonl, which `examples.finetune_t5.report` puts into its tables
+where it lies beside a summary.json.
 """
 
 import functools
@@ -14,14 +14,14 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from examples.finetune_t5.experiment import Settings, load
+from examples.finetune_t5.experiment import Settings
 from examples.finetune_t5.measurements import Instruments
 from examples.lab import command_line, run_folder
 from examples.lab.log import Log
 from examples.lab.optimizers import learning_rates
 from examples.lab.steps import TrainState
-from examples.lab.sweep import by_name, outcome, said, trainer
-from examples.tasks.translation import TranslationTask
+from examples.lab.sweep import outcome_with_curve, said, trainer
+from examples.tasks.translation import TranslationTask, load_translation
 
 _DEFAULT = Settings(run=Path("runs/finetune_t5_seeds"))
 
@@ -38,7 +38,7 @@ def main(
     """
     settings.check()
     rates = learning_rates(settings.optimizer, settings.learning_rate)
-    task = load(settings)
+    task = load_translation(settings)
     asked = settings.training() | {"learning_rates": rates}
     run_folder.open_run(settings.run, asked, resume=settings.resume)
     runs = Log(settings.run / "seeds.jsonl", said(Console()))
@@ -54,23 +54,20 @@ def training(
     settings: Settings, task: TranslationTask, instruments: Instruments, name: str
 ) -> Callable[[float | None, int], dict[str, Any]]:
     """(learning rate, seed) -> what is kept of a training with one optimizer."""
-    at, lines, of = settings.evaluated_at(), [], {"seed": 0}
+    at, curve = settings.evaluated_at(), []
 
     def watch(step: int, state: TrainState) -> None:
         if step in at:
-            lines.append([step, instruments.losses(state.params, **of)])
+            curve.append([step, round(instruments.held_out_loss(state.params), 5)])
 
-    optimizer = by_name(name, settings.fraction)
-    train = trainer(task, optimizer, settings.steps, watch=watch)
+    train = trainer(task, settings.optimizer_of(name), settings.steps, watch=watch)
 
     def run(rate: float | None, seed: int) -> dict[str, Any]:
-        lines.clear()
-        of["seed"] = seed
+        curve.clear()
         trained = train(rate, seed)
         return {
-            **outcome(trained.losses),
-            "pool_losses": [[step, line["pool_loss"]] for step, line in lines],
-            "valid_losses": [[step, line["valid_loss"]] for step, line in lines],
+            **outcome_with_curve(trained.losses),
+            "valid_losses": list(curve),
             "chrf": instruments.translate(trained.params)["chrf"],
         }
 

@@ -21,7 +21,7 @@ from examples.lab import files, paper, run_folder
 from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table
 from examples.lab.winners import Rules, differences, of, winners
-from examples.redraw import scaling, sentences, what_to_try
+from examples.redraw import lead, scaling, sentences, what_to_try
 from examples.sharpness import hero
 from examples.sharpness.claims import holding
 from examples.tasks import by_name
@@ -192,6 +192,7 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "results": ("README.md", lambda root: table(root / _RESULTS).markdown()),
     "first_paper": ("docs/papers/pan-li.md", sentences.first_paper),
     "training_loss": ("docs/papers/pan-li.md", sentences.training_loss),
+    "adams_lead": ("docs/how-to/when-does-it-help.md", lead.figure),
     "fractions": ("docs/how-to/when-does-it-help.md", sentences.fractions),
     "what_to_try": ("docs/how-to/what-should-i-try.md", what_to_try.page),
     "second_paper": ("docs/papers/tomihari-sato.md", sentences.second_paper),

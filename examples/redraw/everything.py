@@ -19,7 +19,7 @@ from examples.heterogeneity import report as heterogeneity
 from examples.heterogeneity import verdict as heterogeneity_verdict
 from examples.lab import command_line, looks
 from examples.pretrain import model_card
-from examples.redraw import blocks
+from examples.redraw import blocks, lead
 from examples.sharpness import hero
 from examples.sharpness import report as sharpness
 from examples.sharpness import verdict as sharpness_verdict
@@ -36,6 +36,7 @@ MAKERS: Mapping[str, Callable[[Path], list[Path]]] = {
     "examples/results/stability/*/settings.json": stability.write,
     "examples/results/finetune_t5/summary.json": finetune_t5.write,
     "examples/results/concentration/concentration.json": hero.write,
+    "examples/results/learning_rates.json": lead.draw,
     "examples/checkpoints/*/loss.csv": model_card.draw,
 }
 VERDICTS: Mapping[str, Callable[[Path], Path]] = {

@@ -19,8 +19,8 @@ from examples.lab.tables import Table
 from examples.lab.winners import Rules, Winners, differences, of, winners
 from examples.tasks import by_name
 
-_RESULTS = "examples/results/convergence"
-_UP = f"../../{_RESULTS}"
+_RESULTS = "examples/results"
+_UP = f"../../{_RESULTS}/convergence"
 
 Key = tuple[str, float]  # an optimizer and its fraction
 
@@ -99,39 +99,44 @@ class Column(NamedTuple):
 
     def minus(self, key: Key, other: Key) -> Interval | None:
         """The difference of two optimizers on the same batches, if both are there."""
-        pair = self.best.get(key, []), self.best.get(other, [])
-        found = differences(*pair, self.rules.reported)
+        found = self.differences(key, other)
         return bootstrap(found) if found else None
+
+    def differences(self, key: Key, other: Key = _SGD) -> list[float]:
+        """Their losses' differences, one for each seed."""
+        pair = self.best.get(key, []), self.best.get(other, [])
+        return differences(*pair, self.rules.reported)
 
 
 def page(root: Path) -> str:
     """Everything between the comments of the page."""
-    columns = _columns(root)
-    if not columns:
+    found = columns(root / _RESULTS)
+    if not found:
         return "No run has kept the rules yet."
     parts = [
-        _introduction(columns),
-        _losses(columns).markdown(),
-        _counts(columns),
-        "\n".join(f"- {sentence}" for sentence in _facts(columns)),
+        _introduction(found),
+        _losses(found).markdown(),
+        _counts(found),
+        "\n".join(f"- {sentence}" for sentence in _facts(found)),
         "## Head to head",
         "The first minus the second, seed by seed on the same batches, in the columns "
         "of the table above; below zero the first is better. It is lower, or higher, "
         "where the interval leaves zero out.",
-        _head_to_head(columns).markdown(),
+        _head_to_head(found).markdown(),
         "## How much larger the learning rate becomes",
         "The chosen learning rate divided by that of SGD, or of Nesterov SGD, in "
         "half-decades:",
-        _rates(columns).markdown(),
+        _rates(found).markdown(),
         "## What is missing",
-        "\n".join(f"- {sentence}" for sentence in _missing(columns)) or "Nothing.",
+        "\n".join(f"- {sentence}" for sentence in _missing(found)) or "Nothing.",
     ]
     return "\n\n".join(parts)
 
 
-def _columns(root: Path) -> list[Column]:
+def columns(results: Path) -> list[Column]:
+    """The runs below a folder of results that kept the rules, and have SGD's."""
     found = []
-    for path in sorted((root / _RESULTS).glob("*/settings.json")):
+    for path in sorted(results.glob("convergence/*/settings.json")):
         settings = run_folder.read_settings(path.parent)["settings"]
         rules = Rules.of(settings)
         runs = files.read_lines(path.parent / "runs.jsonl")

@@ -34,8 +34,8 @@ def write(folder: Path) -> list[Path]:
     report = tables.Report(
         "Which coordinates carry the sharpness of SGD's direction",
         f"A T5 (`{settings['init']}`) after {settings['steps']} updates of SGD on "
-        f"English-French, measured on {settings['test_size']} fixed pairs, "
-        f"{len(seeds)} seeds.",
+        f"English-French at rate {settings['rate']:g}, measured on "
+        f"{settings['test_size']} held-out pairs, {len(seeds)} seeds.",
         [figure],
         [_top(seeds), _along(settings, seeds)],
         provenance.described(content["sessions"]),

@@ -18,9 +18,15 @@ from examples.tasks.translation import load_translation
 
 TaskName = Literal["translation", "masked_lm", "causal_lm"]
 Dataset = Literal[
-    "en_fr", "libreoffice", "opus_books", "python", "help_english", "help_french"
+    "en_fr",
+    "libreoffice",
+    "libreoffice_untranslated",
+    "opus_books",
+    "python",
+    "help_english",
+    "help_french",
 ]
-_PAIRS = ("en_fr", "libreoffice", "opus_books")
+_PAIRS = ("en_fr", "libreoffice", "libreoffice_untranslated", "opus_books")
 
 CHECKPOINTS = {
     "translation": "examples/checkpoints/t5-enfr-small",
@@ -48,9 +54,9 @@ class Choice:
     "smollm2" or another Llama's .gguf, or "scratch" for a small Llama with random
     weights; without it, the project's own for the task."""
     dataset: Dataset = "en_fr"
-    """Committed pairs of games or of LibreOffice's help, or the paper's from the
-    Hugging Face hub. For a Llama: Python's standard library or that help in one
-    language, instead of reviews."""
+    """Committed pairs of games or of LibreOffice's help (all, or what no pretraining
+    translated), or the paper's from the Hugging Face hub. For a Llama: Python's
+    standard library or that help in one language, instead of reviews."""
     pairs: Path | None = None
     """A file of English<TAB>French lines, instead of the dataset."""
     documents: Path | None = None

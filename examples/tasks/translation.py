@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from examples.data import translation, vocabulary
-from examples.data.batching import Arrays, Batch, batch_at, count, whole
+from examples.data.batching import Arrays, Batch, count, whole
 from examples.models import huggingface, t5
 from examples.tasks.task import Task, TaskSettings
 
@@ -36,24 +36,26 @@ class TranslationTask(Task):
     dropped: int  # pairs that were too long
     held_out: list[translation.Pair]
     held_out_arrays: Arrays
-    train_pairs: int | None = None  # of the training rows; the seed chooses them
-
-    def batch_at(self, step: int) -> Arrays:
-        """The training batch of a step, the same for every optimizer."""
-        return batch_at(self.pool(), self.batch_size, self.seed, step)
-
-    def pool(self) -> Arrays:
-        """The training rows that batches are taken from."""
-        if self.train_pairs is None:
-            return self.train
-        rows = np.random.default_rng((self.seed, 1)).permutation(self.rows)
-        chosen = np.sort(rows[: self.train_pairs])
-        return {name: array[chosen] for name, array in self.train.items()}
+    tuning: list[translation.Pair]  # as many other held-out pairs, or fewer
 
     def held_out_batches(self) -> list[Arrays]:
         """The held-out pairs; rows of padding fill the last batch."""
-        padding = dict.fromkeys(self.held_out_arrays, self.config.pad_token_id)
-        return whole(self.held_out_arrays, self.batch_size, padding)
+        return self._whole(self.held_out_arrays)
+
+    def tuning_batches(self) -> list[Arrays]:
+        """The other held-out pairs, to choose by what is not reported."""
+        if not self.tuning:
+            raise ValueError(
+                f"expected more than the {len(self.held_out)} held-out pairs that are "
+                "reported, to choose by the others: give more pairs or lower "
+                "--held-out."
+            )
+        length = self.held_out_arrays["source"].shape[1]
+        return self._whole(translation.tokenise(self.tuning, self.words, length).arrays)
+
+    def _whole(self, arrays: Arrays) -> list[Arrays]:
+        padding = dict.fromkeys(arrays, self.config.pad_token_id)
+        return whole(arrays, self.batch_size, padding)
 
     def train_loss(self, params: t5.Params, batch: Batch, key: jax.Array) -> jax.Array:
         """The loss with dropout, where the checkpoint has any."""
@@ -71,7 +73,7 @@ class TranslationTask(Task):
     def counts(self) -> dict[str, int]:
         """How many pairs there are, and how many were too long."""
         return {
-            "train": count(self.pool()),
+            "train": self.rows,
             "dropped": self.dropped,
             "held_out": len(self.held_out),
         }
@@ -95,7 +97,9 @@ def load_translation(settings: TranslationSettings) -> TranslationTask:
             f"expected at least --batch-size x --measured-batches = {rows} training "
             f"pairs, got {available}: lower one of the two."
         )
-    held_out = _sample(split.valid, words, settings.max_length, settings.held_out)
+    held_out, tuning = _samples(
+        split.valid, words, settings.max_length, settings.held_out
+    )
     arrays = translation.tokenise(held_out, words, settings.max_length).arrays
     data = [settings.pairs] if settings.pairs else []
     return TranslationTask(
@@ -109,6 +113,7 @@ def load_translation(settings: TranslationSettings) -> TranslationTask:
         dropped=train.dropped,
         held_out=held_out,
         held_out_arrays=arrays,
+        tuning=tuning,
         batch_size=settings.batch_size,
         seed=settings.seed,
     )
@@ -149,13 +154,13 @@ def _split(settings: TranslationSettings) -> translation.Split:
     return translation.committed_split()
 
 
-def _sample(
+def _samples(
     pairs: list[translation.Pair],
     words: vocabulary.Vocabulary,
     max_length: int,
     count: int,
-) -> list[translation.Pair]:
-    """So many of the pairs that are short enough, evenly from all of them."""
+) -> tuple[list[translation.Pair], list[translation.Pair]]:
+    """So many of the short enough pairs, evenly from all, and of the others."""
     source = words.encode([translation.PREFIX + pair.english for pair in pairs])
     target = words.encode([pair.french for pair in pairs])
     fitting = [
@@ -168,5 +173,13 @@ def _sample(
             f"expected held-out pairs of at most {max_length} tokens, got none among "
             f"{len(pairs)}: raise --max-length."
         )
-    rows = np.linspace(0, len(fitting) - 1, min(count, len(fitting)))
-    return [fitting[row] for row in rows.astype(int)]
+    reported, others = _evenly(fitting, count)
+    return reported, _evenly(others, count)[0]
+
+
+def _evenly(pairs: list[translation.Pair], count: int) -> tuple[list, list]:
+    """So many, evenly from all of them, and those that are left."""
+    rows = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)
+    taken = set(rows.tolist())
+    left = [pair for row, pair in enumerate(pairs) if row not in taken]
+    return [pairs[row] for row in rows], left

@@ -95,7 +95,7 @@ def test_the_summary_holds_the_numbers_of_the_tables(finished):
         leaf.size
         for leaf in jax.tree.leaves(huggingface.load(run / "sgd" / "model")[2])
     )
-    assert rows["sgd"]["state_bytes"] == 4 * parameters + 4
+    assert rows["sgd"]["state_bytes"] == 4 * parameters + 8
     assert rows["adam"]["state_bytes"] >= 8 * parameters
     assert rows["clipped_sgd"]["clipped_fraction"] == pytest.approx(0.05, abs=1e-3)
     assert 0 <= rows["adam"]["chrf"] <= 100
@@ -214,7 +214,6 @@ def test_a_diverged_run_is_recorded_and_stays_in_the_table(init, tmp_path, capsy
             "for one optimizer; got sgd, norm_clipped_sgd, clip",
         ),
         ({"optimizer": ("lion",)}, "no learning rate is known for lion.*give --learn"),
-        ({"train_pairs": 3}, "--train-pairs must be at least the batch size of 4"),
         ({"steps": 0}, "--steps must be at least 1; got 0"),
         ({"batch_size": 10**6}, "--batch-size x --measured-batches = 1000000 training"),
         ({"max_length": 3}, "raise the maximal length"),
@@ -288,18 +287,30 @@ def test_the_committed_checkpoint_is_found_from_another_folder(tmp_path, monkeyp
 
 def test_the_pairs_that_no_pretraining_translated_are_a_dataset(init, tmp_path):
     settings = _settings(init, tmp_path / "run", dataset="libreoffice_untranslated")
-    settings = dataclasses.replace(settings, max_length=40, train_pairs=240)
-    task, _ = finetune_t5.prepare(settings)
+    task, _ = finetune_t5.prepare(dataclasses.replace(settings, max_length=40))
     parts = translation.libreoffice_parts()
     assert task.rows + task.dropped == len(parts.untranslated)
-    pools = [
-        dataclasses.replace(task, seed=seed).pool()["source"] for seed in (0, 0, 1)
-    ]
-    assert len(pools[0]) == task.counts()["train"] == 240
-    assert pools[0].tobytes() == pools[1].tobytes() != pools[2].tobytes()
-    rows = {row.tobytes() for row in pools[0]}
-    assert all(row.tobytes() in rows for row in task.batch_at(70)["source"])
     assert set(task.held_out) <= set(parts.valid)
+
+
+def test_rates_are_chosen_by_held_out_pairs_that_are_not_reported(init, tmp_path):
+    task, _ = finetune_t5.prepare(_settings(init, tmp_path / "run"))
+    assert len(task.held_out) == len(task.tuning) == MICRO["held_out"]
+    assert not set(task.held_out) & set(task.tuning)
+    (rows,) = {len(batch["source"]) for batch in task.tuning_batches()}
+    assert rows == MICRO["batch_size"]
+    with pytest.raises(ValueError, match=r"more than the 8 held-out .*--held-out"):
+        dataclasses.replace(task, tuning=[]).tuning_batches()
+
+
+def test_the_rate_falls_to_nothing_along_a_line_or_stays():
+    settings = finetune_t5.Settings(steps=4)
+    rates = settings.scheduled(0.8)
+    np.testing.assert_allclose(
+        [rates(step) for step in range(5)], [0.8, 0.6, 0.4, 0.2, 0], atol=1e-7
+    )
+    assert settings.scheduled(None) is None  # Adafactor's relative step
+    assert dataclasses.replace(settings, schedule="constant").scheduled(0.8) == 0.8
 
 
 def test_steps_to_a_loss_are_interpolated():
@@ -335,10 +346,10 @@ def test_several_seeds_join_the_report_and_resume(init, tmp_path, monkeypatch):
     lines = files.read_lines(others.run / "seeds.jsonl")
     assert [line["seed"] for line in lines] == [0, 1]
     assert [step for step, _ in lines[0]["valid_losses"]] == [0, 3, 6]
-    assert lines[0]["pool_losses"][-1] != lines[1]["pool_losses"][-1]
+    assert lines[0]["valid_losses"][-1] != lines[1]["valid_losses"][-1]
     # The same training as the main job's, but for the program that it is compiled in.
     summary = json.loads((settings.run / "summary.json").read_text())
-    for kind in ("pool_losses", "valid_losses"):
+    for kind in ("losses", "valid_losses"):
         expected = summary["optimizers"]["clipped_sgd"][kind]
         np.testing.assert_allclose(lines[0][kind], expected, rtol=1e-4)
     monkeypatch.setattr(seeds, "training", lambda *_: pytest.fail)
@@ -431,12 +442,16 @@ def test_a_sweep_resumes_without_repeating_a_run_and_keeps_other_optimizers(
     def trainer(task, factory, steps):
         def train(rate):
             trained.append(rate)
-            losses = [9.0, float("nan") if rate > 5 else abs(np.log10(rate))]
-            return sweep.Trained(losses, params={})
+            losses = [9.0, float("nan") if rate > 5 else 1.0]
+            return sweep.Trained(losses, params=rate)
 
         return train
 
+    def assessor(task):
+        return lambda rate, _: abs(np.log10(rate))
+
     monkeypatch.setattr(program, "trainer", trainer)
+    monkeypatch.setattr(program.held_out, "assessor", assessor)
     out = tmp_path / "rates.json"
     settings = _settings(init, tmp_path / "sweep", optimizer=("sgd", "clipped_sgd"))
     program.main(settings, out)
@@ -460,8 +475,8 @@ def test_the_committed_sweep_chose_the_best_of_its_own_runs_in_the_interior():
     assert set(result["chosen"]) >= {"sgd", "clipped_sgd", "adam"}
     for name, chosen in result["chosen"].items():
         runs = [run for run in result["runs"] if run["optimizer"] == name]
-        finite = [run for run in runs if run["loss"] is not None]
-        best = min(finite, key=lambda run: run["loss"])
+        finite = [run for run in runs if run["tuning_loss"] is not None]
+        best = min(finite, key=lambda run: run["tuning_loss"])
         assert best["learning_rate"] == chosen
         rates = sorted(run["learning_rate"] for run in runs)
         assert rates[0] < chosen < rates[-1]

@@ -114,7 +114,7 @@ def test_the_heros_numbers_are_measured_with_every_seed(micro_t5, tmp_path):
     settings = concentration.Settings(
         init=str(micro_t5), steps=1, seeds=2, test_size=4, batch_size=2, out=tmp_path
     )
-    concentration.main(settings, concentration.prepare(settings))
+    concentration.main(settings, *concentration.prepare(settings))
     found = json.loads((tmp_path / "concentration.json").read_text())
     assert [seed["seed"] for seed in found["seeds"]] == [0, 1]
     for seed in found["seeds"]:
