@@ -1,12 +1,14 @@
 """The table of "What should I try?", from runs with losses that are made up."""
 
+import inspect
 import json
 
 import pytest
 
+import optax_clip
 from examples.convergence import experiment
 from examples.lab.optimizers import OPTIMIZERS
-from examples.redraw import what_to_try
+from examples.redraw import blocks, everything, what_to_try
 from examples.redraw.what_to_try import PAIRS, TRIED
 
 SGD, CLIPPED, NORM = ("sgd", 0.05), ("clipped_sgd", 0.2), ("norm_clipped_sgd", 0.05)
@@ -120,3 +122,13 @@ def test_what_is_compared_can_be_run():
     assert {key for pair in PAIRS for key in pair} <= set(TRIED)
     from_scratch = set(experiment._STARTS["scratch"])
     assert from_scratch == set(TRIED)
+
+
+def test_the_page_has_the_table_and_the_packages_default():
+    file, make = blocks.BLOCKS["what_to_try"]
+    assert make is what_to_try.page
+    text = (everything.ROOT / file).read_text()
+    assert "<!-- what_to_try: python -m examples.redraw -->" in text
+    parameters = inspect.signature(optax_clip.clipped_sgd).parameters
+    assert parameters["fraction"].default == what_to_try.DEFAULT
+    assert f"The default is {100 * what_to_try.DEFAULT:g} %." in text
