@@ -26,9 +26,10 @@ from examples.lab.optimizers import (
     TODAYS,
     check_fraction,
     check_names,
+    is_clipped,
     state_bytes,
 )
-from examples.models import pretrained_llama
+from examples.models import pretrained_llama, scratch_llama
 from examples.tasks import by_name
 from examples.tasks.task import Task
 
@@ -61,10 +62,16 @@ PRESETS = {
     "laptop": Preset(100, 16, 40, 3, _FRACTIONS, 64, 192, sweep.TAIL),
     "paper": Preset(200, 1024, 512, 3, _FRACTIONS, 1024, 1024, sweep.TAIL),
 }
-# SmolLM2 has a hundred times the parameters of the project's own models.
-_OF_SMOLLM2 = {
-    "laptop": Preset(25, 2, 64, 3, (0.5, 0.2, 0.01), 16, 32, 5),
-    "paper": Preset(1000, 64, 1024, 5, _FRACTIONS, 64, 256, sweep.TAIL),
+# SmolLM2 has a hundred times the parameters of the project's own models. What begins
+# from scratch has the most to learn.
+_OTHERS = {
+    pretrained_llama.NAME: {
+        "laptop": Preset(25, 2, 64, 3, (0.5, 0.2, 0.01), 16, 32, 5),
+        "paper": Preset(1000, 64, 1024, 5, _FRACTIONS, 64, 256, sweep.TAIL),
+    },
+    scratch_llama.NAME: {
+        "laptop": Preset(250, 16, 32, 3, (0.01, 0.2, 0.5, 0.9), 256, 768, sweep.TAIL),
+    },
 }
 # Where the search begins there, with its own half-decades: near the best rates of a
 # trial with one seed on other texts. It goes on from there by itself.
@@ -85,6 +92,33 @@ _STARTS_OF_SMOLLM2 = {
     ("muon", 0.05): 1e-3,
     ("scale", 0.05): 1e-3,
 }
+_STARTS_FROM_SCRATCH = {
+    ("sgd", 0.05): 3.16,
+    ("clipped_sgd", 0.01): 10,
+    ("clipped_sgd", 0.05): 31.6,
+    ("clipped_sgd", 0.2): 100,
+    ("clipped_sgd", 0.5): 316,
+    ("clipped_sgd", 0.9): 3160,
+    ("clipped_sgd_per_leaf", 0.05): 3.16,
+    ("clipped_sgd_per_leaf", 0.2): 10,
+    ("norm_clipped_sgd", 0.05): 3.16,
+    ("norm_clipped_sgd_0.1", 0.05): 31.6,
+    ("nesterov_sgd", 0.05): 3.16,
+    ("clipped_nesterov_sgd", 0.05): 10,
+    ("clipped_nesterov_sgd", 0.2): 10,
+    ("clipped_nesterov_sgd", 0.5): 31.6,
+    ("norm_clipped_nesterov_sgd", 0.05): 3.16,
+    ("normalized_sgd", 0.05): 1e-3,
+    ("clipped_normalized_sgd", 0.05): 1e-3,
+    ("clipped_normalized_sgd", 0.2): 1e-3,
+    ("clipped_normalized_sgd", 0.5): 1e-3,
+    ("sign_sgd", 0.05): 1e-3,
+    ("adam", 0.05): 3.16e-3,
+}
+_STARTS = {
+    pretrained_llama.NAME: _STARTS_OF_SMOLLM2,
+    scratch_llama.NAME: _STARTS_FROM_SCRATCH,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +133,9 @@ class Settings(by_name.Choice):
     """Sizes: seconds, an hour or two on two cores, or the paper's own on a GPU."""
     fraction: float = 0.05
     """Fraction of the coordinates to clip, in [0, 1)."""
+    fractions: tuple[float, ...] | None = None
+    """Several, for each of the optimizers that clips; without them, --fraction, and for
+    clipped SGD those of the preset too."""
     run: Path | None = None
     """The run folder; without it, runs/convergence/TASK."""
     resume: bool = False
@@ -107,26 +144,33 @@ class Settings(by_name.Choice):
     def check(self) -> None:
         """Refuses what no run can mean, in one sentence."""
         check_names(self.optimizer)
-        check_fraction(self.fraction)
+        for fraction in (self.fraction, *(self.fractions or ())):
+            check_fraction(fraction)
 
     def folder(self) -> Path:
-        model = f"-{self.init}" if self._smollm2() else ""
+        model = f"-{self.init}" if self.init in _OTHERS else ""
         return self.run or Path("runs/convergence") / (self.task + model)
 
     def sizes(self) -> Preset:
-        special = _OF_SMOLLM2 if self._smollm2() else {}
-        return special.get(self.preset, PRESETS[self.preset])
-
-    def _smollm2(self) -> bool:
-        return self.init == pretrained_llama.NAME
+        return _OTHERS.get(self.init or "", {}).get(self.preset, PRESETS[self.preset])
 
     def contenders(self) -> list[sweep.Contender]:
-        """The optimizers, and clipped SGD at other fractions if it is among them."""
-        return sweep.contenders(self.optimizer, self.fraction, self.sizes().fractions)
+        """The optimizers, and clipped SGD at other fractions if it is among them.
+
+        With --fractions, those that clip are there at each of these instead.
+        """
+        if self.fractions is None:
+            others = self.sizes().fractions
+            return sweep.contenders(self.optimizer, self.fraction, others)
+        return [
+            sweep.Contender(name, fraction)
+            for name in self.optimizer
+            for fraction in (self.fractions if is_clipped(name) else [self.fraction])
+        ]
 
     def search(self, contender: sweep.Contender) -> dict[str, Any]:
         """Where the search of an optimizer begins, and its strides."""
-        known = _STARTS_OF_SMOLLM2.get(tuple(contender)) if self._smollm2() else None
+        known = _STARTS.get(self.init or "", {}).get(tuple(contender))
         if known is None:
             return {"start": sweep.start(contender.name), "strides": sweep.STRIDES}
         return {"start": sweep.half_decade(known), "strides": (1,)}

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from examples.lab import looks, tables
 from examples.lab.curves import legend, loss_curves
 from examples.lab.files import Line
+from examples.lab.optimizers import is_clipped, label
 from examples.lab.winners import Rules, Winners, at_fraction, differences, of
 from examples.tasks import by_name
 
@@ -44,7 +45,7 @@ def draw(
             "The same losses minus SGD's on the same batches: below the line an "
             "optimizer is ahead of SGD.",
         )
-    if plain and len(_fractions(best)) > 1:
+    if plain and _families(best):
         painters["loss_against_fraction"] = (
             functools.partial(_against_fraction, plain, best, settings),
             f"Final {loss} minus SGD's on the same batches, against the fraction "
@@ -57,15 +58,18 @@ def draw(
 
 
 def _title(what: str, settings: Settings, seeds: str | None = None) -> str:
-    task, model = by_name.TITLES[settings["task"]], Path(settings["init"]).name
+    task, model = by_name.TITLES[settings["task"]], by_name.name_of(settings["init"])
     seeds = seeds or f"{settings['seeds']} seeds"
     return f"{what}: {task}, {model}, {seeds}"
 
 
-def _fractions(best: Winners) -> dict[float, list[Line]]:
-    """Clipped SGD's runs by fraction."""
-    found = {f: runs for (name, f), runs in best.items() if name == "clipped_sgd"}
-    return dict(sorted(found.items()))
+def _families(best: Winners) -> dict[str, dict[float, list[Line]]]:
+    """The runs by fraction of what clips, where there are several."""
+    found: dict[str, dict[float, list[Line]]] = {}
+    for (name, fraction), runs in sorted(best.items()):
+        if is_clipped(name):
+            found.setdefault(name, {})[fraction] = runs
+    return {name: own for name, own in found.items() if len(own) > 1}
 
 
 def _loss_curves(best: Winners, settings: Settings, figure: Figure) -> None:
@@ -132,13 +136,15 @@ def _against_fraction(
     """With a bar from the lowest to the highest seed; Adam for comparison."""
     axes, rules = figure.subplots(), Rules.of(settings)
     what = rules.reported
-    found = {f: differences(runs, plain, what) for f, runs in _fractions(best).items()}
-    found = {fraction: own for fraction, own in found.items() if own}
-    means = np.asarray([np.mean(own) for own in found.values()])
-    ends = [[min(own), max(own)] for own in found.values()]
-    bars = np.abs(np.asarray(ends).T - means)
-    marks = looks.dots("clipped_sgd") | {"linestyle": "--", "label": "clipped SGD"}
-    axes.errorbar([*found], means, bars, capsize=3, **marks)
+    for name, family in _families(best).items():
+        found = {f: differences(runs, plain, what) for f, runs in family.items()}
+        found = {fraction: own for fraction, own in found.items() if own}
+        means = np.asarray([np.mean(own) for own in found.values()])
+        ends = [[min(own), max(own)] for own in found.values()]
+        bars = np.abs(np.asarray(ends).T - means)
+        said = "clipped SGD" if name == "clipped_sgd" else label(name, None)
+        marks = looks.dots(name) | {"linestyle": "--", "label": said}
+        axes.errorbar([*found], means, bars, capsize=3, **marks)
     axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
     if own := differences(of(best, "adam"), plain, what):
         colour = looks.COLOURS["adam"]

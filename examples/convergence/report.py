@@ -31,6 +31,7 @@ from examples.lab.winners import (
     unfinished,
     winners,
 )
+from examples.models.scratch_llama import NAME as SCRATCH
 from examples.tasks import by_name
 
 
@@ -66,7 +67,7 @@ def _introduction(
     rules = Rules.of(settings)
     sentences = [
         f"Every optimizer at its own best learning rate, from `{settings['init']}`"
-        f"{', dataset `' + settings['dataset'] + '`' if rules.apart else ''}; "
+        f"{', dataset `' + _dataset(settings) + '`' if rules.apart else ''}; "
         f"{settings['steps']} steps of {settings['batch_size']} examples.",
         _first_losses(best),
         rules.said(),
@@ -78,6 +79,12 @@ def _introduction(
     if missing:
         sentences.append(f"Not run: clipped SGD at {', '.join(missing)}.")
     return " ".join(sentences)
+
+
+def _dataset(settings: Mapping[str, Any]) -> str:
+    """The default is named for translation; a language model reads reviews then."""
+    other = settings["task"] != "translation" and settings["dataset"] == "en_fr"
+    return "reviews" if other else settings["dataset"]
 
 
 def _first_losses(best: Winners) -> str:
@@ -102,8 +109,10 @@ def _comparisons(
     known = {name for name, _ in best}
     absent = [name for name in (*PAPER, *TODAYS) if name not in known]
     started = {name for name, _ in unfinished(runs, best)}
+    weights = " and weights to begin with" if settings["init"] == SCRATCH else ""
     sentences = [
-        f"Reported are {rules.seeds} other seeds, each an order of the batches, by the "
+        f"Reported are {rules.seeds} other seeds, each an order of the batches"
+        f"{weights}, by the "
         f"loss after the last step on {settings['test_rows']} test rows; no row of "
         f"them is among the {settings['validation_rows']} validation rows or the "
         f"training rows. Of {len(all_runs)} reported trainings {diverged} diverged, of "

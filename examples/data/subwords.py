@@ -106,6 +106,11 @@ def load(path: Path = COMMITTED) -> Subwords:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific
         raise ValueError(f"{path}: expected a tokenizer.json ({error}).") from error
+    return of(tokenizer, path)
+
+
+def of(tokenizer: tokenizers.Tokenizer, where: str | Path) -> Subwords:
+    """Finds the special tokens of a tokenizer, which is from there."""
     for family in (_BERT, _ROBERTA):
         ids = [tokenizer.token_to_id(name) for name in family]
         known = [id_ for id_ in ids if id_ is not None]
@@ -114,7 +119,7 @@ def load(path: Path = COMMITTED) -> Subwords:
             tokenizer.no_padding()
             return Subwords(tokenizer, *known)
     raise ValueError(
-        f"{path}: expected the special tokens {', '.join(_BERT)} or "
+        f"{where}: expected the special tokens {', '.join(_BERT)} or "
         f"{', '.join(_ROBERTA)}; it has neither all of the former nor of the latter."
     )
 

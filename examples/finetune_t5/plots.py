@@ -1,13 +1,14 @@
 """The figures of a fine-tuning run, made from its summary and nothing else."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from examples.finetune_t5 import progress
 from examples.lab import looks, tables
 from examples.lab.optimizers import label
 
@@ -19,9 +20,8 @@ def draw(run: Path, summary: Summary) -> list[tables.Figure]:
     painters: dict[str, tuple[Callable[..., None], str]] = {
         "loss_curves": (
             _loss_curves,
-            "Held-out loss of each optimizer (thin: of each batch of training pairs) "
-            "and its distance from SGD's, with a band from the lowest to the highest "
-            "seed.",
+            "Held-out loss of each optimizer, and its distance from SGD's with a band "
+            "from the lowest to the highest seed.",
         )
     }
     if summary["landscape"]:
@@ -59,29 +59,23 @@ def _title(what: str, summary: Summary) -> str:
 
 
 def _loss_curves(figure: Figure, summary: Summary) -> None:
-    """Every loss, and below, how far it is from SGD's at the same steps."""
+    """The held-out losses, and below, how far they are from SGD's."""
     rows, fraction = summary["optimizers"], summary["settings"]["fraction"]
     gaps = {name: _gaps(summary, name) for name in rows}
     compared = any(len(values) for _, values in gaps.values())
     axes = figure.subplots(1 + compared, 1, sharex=True, squeeze=False)[:, 0]
-    held_out = {name: _curve(row) for name, row in rows.items()}
     for name, row in rows.items():
         look = looks.look(name, fraction)
         if row["diverged"] is not None:
             look["label"] += f" (diverged at step {row['diverged']})"
-        thin = {"color": look["color"], "alpha": 0.25, "linewidth": 0.7}
-        axes[0].plot(row["losses"], **thin)
-        axes[0].plot(*held_out[name], **look)
+        axes[0].plot(*_curve(row), **look)
         steps, values = gaps[name]
         if compared and len(values):
             axes[1].plot(steps, values.mean(0), **look)
             ends = values.min(0), values.max(0)
             axes[1].fill_between(steps, *ends, color=look["color"], alpha=0.15)
-    axes[0].set(
-        ylabel="loss (nats per token)",
-        ylim=_limits(held_out.values()),
-    )
-    axes[0].set_title(_title("Held-out loss", summary))
+    axes[0].set(ylabel="loss (nats per token)")
+    axes[0].set_title(_title("Held-out loss", summary) + _message(summary))
     axes[0].legend(loc="upper right", ncols=2)
     if compared:
         seeds = len(next(values for _, values in gaps.values() if len(values)))
@@ -97,6 +91,21 @@ def _curve(run: Mapping[str, Any]) -> Curve:
     """The held-out losses of a training."""
     steps, losses = np.array(run["valid_losses"], float).reshape(-1, 2).T
     return steps, losses
+
+
+def _message(summary: Summary) -> str:
+    """Who comes down to SGD's lowest loss, and when."""
+    curves = {name: row["valid_losses"] for name, row in summary["optimizers"].items()}
+    steps = progress.to_the_end_of_sgd(curves)
+    if not steps:
+        return ""
+    fraction = summary["settings"]["fraction"]
+    sooner = ", ".join(
+        f"{label(name, fraction)} after {at:.0f}"
+        for name, at in steps.items()
+        if name != "sgd" and at is not None
+    )
+    return f"\nSGD is lowest after {steps['sgd']:.0f} steps; as low: {sooner or 'none'}"
 
 
 def _gaps(summary: Summary, name: str) -> Curve:
@@ -115,16 +124,6 @@ def _gaps(summary: Summary, name: str) -> Curve:
         found[seed, name][1][:count] - found[seed, "sgd"][1][:count] for seed in both
     ]
     return found[both[0], name][0][:count], np.array(differences)
-
-
-def _limits(curves: Iterable[Curve]) -> tuple[float, float] | None:
-    """Limits with some room, that leave out what no held-out loss comes near."""
-    known = [losses for _, losses in curves if len(losses) > 1]
-    if not known:
-        return None
-    low, high = min(map(np.nanmin, known)), max(map(np.nanmax, known))
-    margin = 0.3 * (high - low) or 1.0
-    return low - margin, high + margin
 
 
 def _landscape(figure: Figure, summary: Summary) -> None:

@@ -45,9 +45,15 @@ def _clipped_adam_update(rate: Any, fraction: float) -> optax.GradientTransforma
     )
 
 
-def _norm_clipped_sgd(rate: Any, _: float) -> optax.GradientTransformation:
-    """SGD on gradients whose global norm is at most 1."""
-    return optax.chain(optax.clip_by_global_norm(1.0), _sgd(rate, 0.0))
+def _nesterov_sgd(rate: Any, _: float) -> optax.GradientTransformation:
+    """`clipped_sgd` with Nesterov's momentum and without its clip."""
+    return optax_clip.clipped_sgd(rate, fraction=0.0, nesterov=True)
+
+
+def _norm_clipped(make: Factory, norm: float) -> Factory:
+    """An optimizer on gradients whose global norm is at most so much."""
+    clip = optax.clip_by_global_norm(norm)
+    return lambda rate, fraction: optax.chain(clip, make(rate, fraction))
 
 
 def _sign_sgd(rate: Any, _: float) -> optax.GradientTransformation:
@@ -132,7 +138,11 @@ OPTIMIZERS: Mapping[str, Factory] = {
     "lion": lambda rate, _: optax.lion(rate, weight_decay=0.0),
     "clipped_lion": _clipping(optax_clip.clipped_lion),
     "sign_sgd": _sign_sgd,
-    "norm_clipped_sgd": _norm_clipped_sgd,
+    "norm_clipped_sgd": _norm_clipped(_sgd, 1.0),
+    "norm_clipped_sgd_0.1": _norm_clipped(_sgd, 0.1),
+    "nesterov_sgd": _nesterov_sgd,
+    "clipped_nesterov_sgd": _clipping(optax_clip.clipped_sgd, nesterov=True),
+    "norm_clipped_nesterov_sgd": _norm_clipped(_nesterov_sgd, 1.0),
     "adamw": lambda rate, _: optax.adamw(rate, weight_decay=0.01),
     "muon": lambda rate, _: optax.contrib.muon(rate),
     "scale": _scale,
@@ -193,6 +203,9 @@ _LABELS = {
     "lion": "Lion",
     "sign_sgd": "sign SGD",
     "norm_clipped_sgd": "SGD, norm clipped to 1",
+    "norm_clipped_sgd_0.1": "SGD, norm clipped to 0.1",
+    "nesterov_sgd": "Nesterov SGD",
+    "norm_clipped_nesterov_sgd": "Nesterov SGD, norm clipped to 1",
     "adamw": "AdamW",
     "muon": "Muon",
     "scale": "SCALE",

@@ -28,6 +28,10 @@ _START = {
     "sgd": 0,
     "clipped_sgd": 2,
     "norm_clipped_sgd": 0,
+    "norm_clipped_sgd_0.1": 2,
+    "nesterov_sgd": 0,
+    "clipped_nesterov_sgd": 2,
+    "norm_clipped_nesterov_sgd": 0,
     "normalized_sgd": -6,
     "clipped_normalized_sgd": -6,
     "plain_sgd": -1,
@@ -119,10 +123,11 @@ def trainer(
     )
 
     def train(
-        learning_rate: float | None, seed: int = task.seed, params: Params = task.params
+        learning_rate: float | None, seed: int = task.seed, params: Params | None = None
     ) -> Trained:
         batch_at = dataclasses.replace(task, seed=seed).batch_at
-        params = jax.tree.map(jnp.copy, params)
+        given = task.start(seed) if params is None else params
+        params = jax.tree.map(jnp.copy, given)
         begin = TrainState(params, injected(learning_rate=learning_rate).init(params))
         losses: list[float] = []
         for step, state, metrics in updates(

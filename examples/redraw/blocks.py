@@ -21,7 +21,7 @@ from examples.lab import files, paper, run_folder
 from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table
 from examples.lab.winners import Rules, differences, of, winners
-from examples.redraw import scaling, sentences
+from examples.redraw import scaling, sentences, what_to_try
 from examples.sharpness import hero
 from examples.sharpness.claims import holding
 from examples.tasks import by_name
@@ -148,7 +148,7 @@ def _convergence(folder: Path) -> list[str]:
 
     clipped = minus("clipped_sgd")
     worse = sum(x >= 0 for x in clipped)
-    model = f", {settings['init']}" if rules.apart else ""
+    model = f", {by_name.name_of(settings['init'])}" if rules.apart else ""
     failures = [
         f"clipped SGD is not lower on {worse} of {len(clipped)} seeds" if worse else "",
         "" if rules.apart else "rates were chosen on a seed that is in the mean",
@@ -193,6 +193,7 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "first_paper": ("docs/papers/pan-li.md", sentences.first_paper),
     "training_loss": ("docs/papers/pan-li.md", sentences.training_loss),
     "fractions": ("docs/how-to/when-does-it-help.md", sentences.fractions),
+    "what_to_try": ("docs/how-to/what-should-i-try.md", what_to_try.page),
     "second_paper": ("docs/papers/tomihari-sato.md", sentences.second_paper),
     "zeros": ("docs/concepts/fraction.md", zeros_table),
     "placement": ("docs/concepts/scaling.md", scaling.placement),

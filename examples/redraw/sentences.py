@@ -205,5 +205,5 @@ def _convergences(root: Path) -> list[tuple[Path, dict[str, Any], Winners]]:
 
 
 def _subject(settings: dict[str, Any]) -> str:
-    task, model = by_name.TITLES[settings["task"]], Path(settings["init"]).name
+    task, model = by_name.TITLES[settings["task"]], by_name.name_of(settings["init"])
     return f"{task}, {model}"

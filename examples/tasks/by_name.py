@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from examples.models import scratch_llama
 from examples.models.pretrained_llama import is_llama
 from examples.tasks.language import load_causal_lm, load_masked_lm
 from examples.tasks.llama import load_llama
@@ -38,6 +39,11 @@ TITLES = {
 }
 
 
+def name_of(init: str) -> str:
+    """The model that is loaded from there, for a title."""
+    return "from scratch" if init == scratch_llama.NAME else Path(init).name
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """A task, its model and its data."""
@@ -45,7 +51,8 @@ class Choice:
     task: TaskName = "translation"
     init: str | None = None
     """A folder with a model in the Hugging Face layout, a name on the hub, "minilm",
-    "smollm2" or another Llama's .gguf; without it, the project's own for the task."""
+    "smollm2" or another Llama's .gguf, or "scratch" for a small Llama with random
+    weights; without it, the project's own for the task."""
     dataset: Dataset = "en_fr"
     """Committed pairs of games or of LibreOffice's help (all, or what no pretraining
     translated), or the paper's from the Hugging Face hub. For a Llama: Python's
@@ -60,8 +67,8 @@ class Choice:
         if self.init is None and self.task not in CHECKPOINTS:
             raise ValueError(
                 "--task causal_lm has no committed model: give one with --init, such "
-                "as smollm2, which is fetched, or what `python -m examples.pretrain "
-                "encoder --settings.causal` makes."
+                "as smollm2, which is fetched, scratch for random weights, or what "
+                "`python -m examples.pretrain encoder --settings.causal` makes."
             )
         return self.init or CHECKPOINTS[self.task]
 
@@ -76,8 +83,10 @@ def load(
             fit, said in one sentence.
     """
     translating = choice.task == "translation"
-    llama = choice.task == "causal_lm" and is_llama(choice.checkpoint())
+    llama = choice.task == "causal_lm" and _is_llama(choice.checkpoint())
     given = choice.dataset != "en_fr"
+    if choice.init == scratch_llama.NAME and not llama:
+        raise ValueError("--init scratch is for --task causal_lm.")
     if choice.documents and translating:
         raise ValueError("--documents is for language models; translation has --pairs.")
     if not translating and (choice.pairs or (given and choice.dataset in _PAIRS)):
@@ -109,6 +118,10 @@ def load(
         "causal_lm": load_causal_lm,
     }
     return loaders[choice.task](settings)
+
+
+def _is_llama(init: str) -> bool:
+    return init == scratch_llama.NAME or is_llama(init)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from examples.data import documents, packed
 from examples.data.batching import Arrays, Batch, count, whole
 from examples.data.documents import Documents
 from examples.data.subwords import Subwords
-from examples.models import encoder, llama, pretrained_llama
+from examples.models import encoder, llama, pretrained_llama, scratch_llama
 from examples.models.functional import Params
 from examples.models.pretrained_llama import Loaded
 from examples.tasks.task import Task, TaskSettings
@@ -64,17 +64,30 @@ class LlamaTask(Task):
         return {"train": self.rows, "held_out": count(self.held_out), "labels": labels}
 
 
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ScratchTask(LlamaTask):
+    """A Llama whose every training begins with weights of its own."""
+
+    def start(self, seed: int) -> Params:
+        """Random weights."""
+        return llama.init(self.config, seed)[1]
+
+
 def load_llama(settings: LlamaSettings) -> LlamaTask:
-    """A Llama by its name, its file or its folder, and documents.
+    """A Llama by its name, its file or its folder, and documents; or a new one.
 
     Raises:
         ValueError, OSError, ImportError: something is missing or does not fit, said in
             one sentence.
     """
     texts = documents.load(settings.dataset, settings.documents, settings.seed)
+    scratch = settings.init == scratch_llama.NAME
     return make_task(
-        pretrained_llama.load(settings.init),
+        scratch_llama.load(texts.train)
+        if scratch
+        else pretrained_llama.load(settings.init),
         texts,
+        kind=ScratchTask if scratch else LlamaTask,
         max_length=settings.max_length,
         batch_size=settings.batch_size,
         least_rows=settings.batch_size * settings.measured_batches,
@@ -92,6 +105,7 @@ def make_task(
     least_rows: int,
     held_out: int,
     seed: int,
+    kind: type[LlamaTask] = LlamaTask,
 ) -> LlamaTask:
     """The task of a loaded Llama; so many held-out rows, evenly from all of them."""
     most = loaded.config.max_position_embeddings
@@ -110,7 +124,7 @@ def make_task(
             f"and {count(valid)}: lower the length or the batches, or give more text."
         )
     chosen = np.linspace(0, count(valid) - 1, min(held_out, count(valid))).astype(int)
-    return LlamaTask(
+    return kind(
         config=loaded.config,
         graphdef=loaded.graphdef,
         params=loaded.params,

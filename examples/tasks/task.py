@@ -31,6 +31,11 @@ class Task(abc.ABC):
         """Training rows that are drawn once, to measure on."""
         return batch_at(self.train, rows, self.seed + 1, 0)
 
+    def start(self, seed: int) -> Any:
+        """The parameters that a training with this seed begins with: the checkpoint."""
+        del seed
+        return self.params
+
     @property
     def rows(self) -> int:
         """How many there are to train on."""

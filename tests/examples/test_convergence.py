@@ -92,6 +92,55 @@ def test_the_best_rate_of_each_runs_with_every_seed(settings, trained):
     assert "Not there: Adam, normalized SGD" in report
 
 
+def test_every_optimizer_that_clips_can_have_several_fractions(settings, trained):
+    before = settings.decisive()
+    settings = dataclasses.replace(
+        settings,
+        optimizer=("sgd", "clipped_nesterov_sgd"),
+        fractions=(0.01, 0.2),
+    )
+    assert settings.decisive() == before
+    runs = _run(settings)
+    best = winners(runs, read_settings(settings.folder())["settings"])
+    names = [("sgd", 0.05)] + [("clipped_nesterov_sgd", f) for f in (0.01, 0.2)]
+    assert list(best) == names
+    report = (settings.folder() / "report.md").read_text()
+    assert "| Nesterov SGD, 20 % clipped | 1 |" in report
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_clip_of_nothing_is_the_optimizer_without_it(nesterov):
+    name = "nesterov_sgd" if nesterov else "sgd"
+    gradients = [np.float32([3.0, -4.0]), np.float32([1.0, 1.0])]
+    found = []
+    for optimizer in (
+        OPTIMIZERS[name](1.0, 0.5),
+        OPTIMIZERS[f"clipped_{name}"](1.0, 0),
+    ):
+        state, own = optimizer.init(gradients[0]), []
+        for gradient in gradients:
+            update, state = optimizer.update(gradient, state, gradient)
+            own.append(update)
+        found.append(own)
+    np.testing.assert_array_equal(*found)
+    first = -(0.19 if nesterov else 0.1) * gradients[0]
+    np.testing.assert_allclose(found[0][0], first, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        ("norm_clipped_sgd", 0.1),
+        ("norm_clipped_sgd_0.1", 0.01),
+        ("norm_clipped_nesterov_sgd", 0.19),
+    ],
+)
+def test_a_long_gradient_is_shortened_to_the_norm_in_the_name(name, norm):
+    optimizer, gradient = OPTIMIZERS[name](1.0, 0.5), np.float32([30.0, -40.0])
+    update, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    np.testing.assert_allclose(update, -norm * gradient / 50, rtol=1e-5)
+
+
 def test_what_chooses_a_rate_is_in_no_reported_number(settings, trained):
     runs = _run(settings)
     for run in runs:
@@ -228,6 +277,7 @@ def test_the_report_is_made_again_from_the_files_alone(settings, trained):
     [
         ({"optimizer": ("sdg",)}, "expected some of sgd, .* got sdg"),
         ({"fraction": 1.0}, r"--fraction must be in \[0, 1\); got 1.0"),
+        ({"fractions": (0.1, 1.0)}, r"--fraction must be in \[0, 1\); got 1.0"),
         ({"resume": True}, "holds no run to resume"),
     ],
 )

@@ -2,10 +2,12 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from examples.data import documents, reviews, subwords
-from examples.models import huggingface_llama, llama, pretrained_llama
+from examples.lab import sweep
+from examples.models import huggingface_llama, llama, pretrained_llama, scratch_llama
 from examples.tasks import by_name
 from examples.tasks.llama import LlamaTask, make_task, rows_of
 from optax_clip import diagnostics
@@ -105,6 +107,36 @@ def test_the_weighted_mean_over_held_out_batches_is_the_loss_of_the_whole(folder
     )
     whole = models.jit(task.eval_loss)(task.params, task.held_out)
     np.testing.assert_allclose(found.mean, whole, rtol=1e-6)
+
+
+def size(params):
+    return sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(params))
+
+
+def test_every_training_from_scratch_begins_with_weights_of_its_own(file, monkeypatch):
+    monkeypatch.setattr(scratch_llama.load, "__defaults__", (50,))
+    task = load(choice("scratch", documents=file))
+    assert task.words.size == task.config.vocab_size == 50
+    assert [path.name for path in task.files] == ["documents.txt"]
+    starts = [task.params, *map(task.start, (0, 0, 1))]
+    norms = [size(params) for params in starts]
+    assert norms[0] == norms[1] == norms[2] != norms[3]
+    begun = []
+    train = sweep.trainer(
+        task,
+        lambda rate: optax.sgd(rate),
+        1,
+        watch=lambda _, state: begun.append(size(state.params)),
+    )
+    assert [train(0.0, seed).losses[0] > 0 for seed in (0, 1)] == [True, True]
+    assert begun[::2] == pytest.approx(norms[2:], rel=1e-5)
+
+
+def test_the_small_llama_has_no_fewer_subwords_than_it_says():
+    with pytest.raises(ValueError, match="expected 2,048 pieces, found"):
+        scratch_llama.load(["A text that is short."])
+    with pytest.raises(ValueError, match="--init scratch is for --task causal_lm"):
+        load(by_name.Choice("masked_lm", init="scratch"))
 
 
 @pytest.mark.parametrize(
