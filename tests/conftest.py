@@ -20,6 +20,9 @@ collect_ignore_glob = ["golden_makers/*"]
 # The option and not XLA_FLAGS: subprocesses started by a test keep one device.
 jax.config.update("jax_num_cpu_devices", 8)
 
+# The tests count compilations; programs that they start use this folder.
+jax.config.update("jax_compilation_cache_dir", None)
+
 # The first example of a layout compiles, the same example later does not: no deadline.
 settings.register_profile(
     "default",
@@ -32,6 +35,7 @@ settings.register_profile(
         HealthCheck.function_scoped_fixture,
     ],
 )
+settings.register_profile("few", settings.get_profile("default"), max_examples=15)
 settings.load_profile("default")
 
 
@@ -92,10 +96,11 @@ def micro_t5(tmp_path_factory):
 @pytest.fixture(scope="session")
 def start_program(tmp_path_factory):
     """Starts a program; later processes find what the first one compiled."""
+    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     environment = {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # a third of the time is compiling
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # most of the time is compiling
+        "JAX_COMPILATION_CACHE_DIR": compiled or str(tmp_path_factory.mktemp("jit")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
 
     def start(module: str, *words: str) -> subprocess.Popen:

@@ -6,11 +6,12 @@ loss(params, test)  # the mean over all labels of these batches
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from examples.data.batching import Arrays, count
+from examples.data.batching import Arrays, Batch, count
 from examples.lab.steps import Params
 from examples.tasks.task import Task
 
@@ -37,17 +38,25 @@ def batch(task: Task, size: int) -> Arrays:
     return {name: array[chosen] for name, array in rows.items()}
 
 
-def assessor(task: Task) -> Callable[[Params, Sequence[Arrays]], float]:
+def assessor(task: Task) -> Callable[[Params, Sequence[Batch]], float]:
     """(parameters, batches) -> the mean loss without dropout over their labels."""
+    return mean_loss(task.eval_loss, task.weight)
+
+
+def mean_loss(
+    loss: Callable[[Params, Batch], jax.Array], weight: Callable[[Batch], Any]
+) -> Callable[[Params, Sequence[Batch]], float]:
+    """(parameters, batches) -> the mean over batches, each of its weight, if any."""
 
     @jax.jit
-    def weighted(params: Params, batch: Arrays) -> tuple[jax.Array, jax.Array]:
-        return task.eval_loss(params, batch), task.weight(batch)
+    def weighted(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return loss(params, batch), weight(batch)
 
-    def assess(params: Params, batches: Sequence[Arrays]) -> float:
+    def assess(params: Params, batches: Sequence[Batch]) -> float:
         found = [jax.device_get(weighted(params, batch)) for batch in batches]
         losses, weights = np.asarray(found, np.float64).T
-        return float(losses @ weights / weights.sum())
+        counted = weights > 0
+        return float(losses[counted] @ weights[counted] / weights.sum())
 
     return assess
 

@@ -17,7 +17,6 @@ import tyro
 
 from examples.data import packed, reviews, subwords
 from examples.data.batching import Arrays
-from examples.lab import command_line, run_folder, training
 from examples.lab.steps import without_dropout
 from examples.models import encoder, huggingface_encoder
 from examples.pretrain import model_card, shared
@@ -68,27 +67,21 @@ def main(
     name = "causal-reviews-small" if settings.causal else CHECKPOINT.name
     run = run or Path("runs") / name
     out = out or (run / name if settings.causal else CHECKPOINT)
-    with command_line.refusals("pretrain.encoder"):
-        shared.check(settings)
-        shared.check_output(out, CHECKPOINT, settings, Settings())
+    with shared.claimed("encoder", settings, run, out, CHECKPOINT, resume=resume):
         config, batch_at, held_out = prepare(settings)
-        run_folder.open_run(run, dataclasses.asdict(settings), resume=resume)
     graphdef, params = encoder.init(config, settings.seed)
     loss = encoder.make_loss(graphdef, config)
-    state = training.train(
-        run,
+    problem = shared.Problem(
         without_dropout(loss),
         params,
         optimizer(settings),
         batch_at,
-        steps=settings.steps,
-        seed=settings.seed,
-        evaluate=shared.held_out(loss, held_out, encoder.label_count),
-        evaluate_every=evaluate_every,
-        save_every=save_every,
-        label="pretrain_encoder",
+        shared.held_out(loss, held_out, encoder.label_count),
     )
-    huggingface_encoder.save(out, config, state.params)
+    trained = shared.train(
+        run, settings, problem, save_every=save_every, evaluate_every=evaluate_every
+    )
+    huggingface_encoder.save(out, config, trained)
     (out / "tokenizer.json").write_bytes(subwords.COMMITTED.read_bytes())
     model_card.write(
         out,

@@ -6,7 +6,6 @@ saved. Interrupted, it goes on with `--resume`.
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,8 +15,7 @@ import optax
 
 from examples.data import packed, reviews, subwords
 from examples.data.batching import Batch
-from examples.lab import command_line, run_folder, training
-from examples.lab.steps import Loss, Params
+from examples.lab.steps import Params
 from examples.models import encoder, huggingface_encoder, minilm
 from examples.pretrain import model_card, shared
 
@@ -54,29 +52,16 @@ def main(
         save_every: steps between checkpoints.
         evaluate_every: steps between losses on the held-out reviews.
     """
-    with command_line.refusals("pretrain.mlm_head"):
-        shared.check(settings)
-        shared.check_output(out, minilm.HEAD, settings, Settings())
-        loss, head, batch_at, held_out = prepare(settings)
-        run_folder.open_run(run, dataclasses.asdict(settings), resume=resume)
-    state = training.train(
-        run,
-        loss,
-        head,
-        optax.adam(shared.schedule(settings)),
-        batch_at,
-        steps=settings.steps,
-        seed=settings.seed,
-        evaluate=shared.held_out(loss, held_out, encoder.label_count),
-        evaluate_every=evaluate_every,
-        save_every=save_every,
-        label="train_mlm_head",
+    with shared.claimed("mlm_head", settings, run, out, minilm.HEAD, resume=resume):
+        problem = prepare(settings)
+    trained = shared.train(
+        run, settings, problem, save_every=save_every, evaluate_every=evaluate_every
     )
-    minilm.save_head(out, state.params)
+    minilm.save_head(out, trained)
     model_card.write(
         out,
         run,
-        head,
+        problem.params,
         model_card.HEAD,
         name=out.name,
         package=minilm.PACKAGE,
@@ -86,10 +71,8 @@ def main(
     print(f"{out}: head, model card and loss curve")
 
 
-def prepare(
-    settings: Settings,
-) -> tuple[Loss, Params, Callable[[int], Batch], list[Batch]]:
-    """The loss of a head, a fresh head, the training batches and those to evaluate on.
+def prepare(settings: Settings) -> shared.Problem:
+    """A fresh head, and what it learns.
 
     The frozen encoder travels with the batches: closed over, it would be compiled in.
     """
@@ -114,9 +97,11 @@ def prepare(
         del key
         return full_loss({**batch["encoder"], "head": head}, batch)
 
-    return (
+    held_out = [{"encoder": frozen, **batch} for batch in packed.sample(valid, *sizes)]
+    return shared.Problem(
         loss,
         head,
+        optax.adam(shared.schedule(settings)),
         lambda step: {"encoder": frozen, **masked_at(step)},
-        [{"encoder": frozen, **batch} for batch in packed.sample(valid, *sizes)],
+        shared.held_out(loss, held_out, encoder.label_count),
     )

@@ -16,7 +16,6 @@ import tyro
 
 from examples.data import span_corruption, translation, vocabulary
 from examples.data.batching import Arrays
-from examples.lab import command_line, run_folder, training
 from examples.lab.steps import without_dropout
 from examples.models import huggingface, t5
 from examples.pretrain import model_card, shared
@@ -62,30 +61,22 @@ def main(
         save_every: steps between checkpoints.
         evaluate_every: steps between losses on the held-out stories.
     """
-    with command_line.refusals("pretrain.t5"):
-        shared.check(settings)
-        shared.check_output(out, CHECKPOINT, settings, Settings())
+    with shared.claimed("t5", settings, run, out, CHECKPOINT, resume=resume):
         words, train, valid = prepare(settings)
-        run_folder.open_run(run, dataclasses.asdict(settings), resume=resume)
     config = model_config(settings, words)
     graphdef, params = t5.init(config, settings.seed)
     loss = t5.make_loss(graphdef, config)
-    state = training.train(
-        run,
+    problem = shared.Problem(
         loss if settings.dropout_rate else without_dropout(loss),
         params,
         optimizer(settings),
         batches(settings, words, train, settings.seed),
-        steps=settings.steps,
-        seed=settings.seed,
-        evaluate=shared.held_out(
-            loss, held_out(settings, words, valid), t5.token_count
-        ),
-        evaluate_every=evaluate_every,
-        save_every=save_every,
-        label="pretrain_t5",
+        shared.held_out(loss, held_out(settings, words, valid), t5.token_count),
     )
-    huggingface.save(out, config, state.params)
+    trained = shared.train(
+        run, settings, problem, save_every=save_every, evaluate_every=evaluate_every
+    )
+    huggingface.save(out, config, trained)
     model_card.write(out, run, params, model_card.T5, vocab_size=words.size)
     print(f"{out}: weights, model card and loss curve")
 

@@ -19,7 +19,6 @@ import optax
 
 from examples.data import mixture, span_corruption, translation, vocabulary
 from examples.data.batching import Arrays, count
-from examples.lab import command_line, run_folder, training
 from examples.lab.steps import Metrics, TrainState, without_dropout
 from examples.models import huggingface, t5
 from examples.pretrain import mixture_card, shared
@@ -78,30 +77,24 @@ def main(
         save_every: steps between checkpoints.
         evaluate_every: steps between losses on the held-out text.
     """
-    with command_line.refusals("pretrain.t5-mixture"):
-        shared.check(settings)
-        shared.check_output(out, CHECKPOINT, settings, Settings())
+    with shared.claimed("t5-mixture", settings, run, out, CHECKPOINT, resume=resume):
         words, train, valid = prepare(settings)
-        run_folder.open_run(run, dataclasses.asdict(settings), resume=resume)
     config = model_config(settings, words)
     graphdef, params = t5.init(config, settings.seed)
     loss = t5.make_loss(graphdef, config)
     if not settings.dropout_rate:
         loss = without_dropout(loss)
-    state = training.train(
-        run,
+    problem = shared.Problem(
         mixture.joint_loss(loss, t5.token_count),
         params,
         optimizer(settings),
         batches(settings, words, train, settings.seed),
-        steps=settings.steps,
-        seed=settings.seed,
-        evaluate=held_out(loss, batches(settings, words, valid, seed=1)),
-        evaluate_every=evaluate_every,
-        save_every=save_every,
-        label="pretrain_t5_mixture",
+        held_out(loss, batches(settings, words, valid, seed=1)),
     )
-    huggingface.save(out, config, state.params)
+    trained = shared.train(
+        run, settings, problem, save_every=save_every, evaluate_every=evaluate_every
+    )
+    huggingface.save(out, config, trained)
     # Measured as they are committed: in half precision.
     mixture_card.write(
         out,

@@ -21,19 +21,23 @@ from examples.tasks import by_name
 
 
 class Preset(NamedTuple):
-    """Sizes of the experiment; an epoch is so many batches of the same examples."""
+    """Sizes of the experiment, by default the paper's.
 
-    measured_epochs: tuple[int, ...]
-    batches_per_epoch: int
-    measured_batches: int  # of each measured epoch
-    batch_size: int
-    test_size: int  # examples in the fixed batch
-    part: int  # examples in memory at a time
-    max_length: int  # tokens
-    coordinates: int  # in the correlation of gradient and Hessian
-    within: tuple[int, int]  # tensors, and coordinates of each, in that within them
-    adapting_steps: int  # of Adam, before anything is measured
-    rates: Mapping[str, float] | None  # of the trajectories; None: swept on the task
+    An epoch is so many batches of the same examples.
+    """
+
+    measured_epochs: tuple[int, ...] = paper.EPOCHS
+    batches_per_epoch: int = 10
+    measured_batches: int = 5  # of each measured epoch
+    batch_size: int = 1024
+    test_size: int = 1024  # examples in the fixed batch
+    part: int = 16  # examples in memory at a time
+    max_length: int = 512  # tokens
+    coordinates: int = 256  # in the correlation of gradient and Hessian
+    within: tuple[int, int] = (32, 8)  # tensors, coordinates of each, in that within
+    adapting_steps: int = 0  # of Adam, before anything is measured
+    # Of the trajectories; None: swept on the task.
+    rates: Mapping[str, float] | None = None
     one_at_a_time: bool = False  # one direction in memory; each walks the trajectory
 
     @property
@@ -59,33 +63,16 @@ PRESETS = {
         rates={"sgd": 0.01, "adam": 1e-4},
     ),
     "laptop": Preset(
-        measured_epochs=paper.EPOCHS,
-        batches_per_epoch=10,
-        measured_batches=5,
         batch_size=128,
         test_size=64,
-        part=16,
         max_length=40,
         coordinates=64,
         within=(8, 8),
         # The paper's t5-small had learnt translation before; ours has to be taught. The
         # encoders' pretraining was their task.
         adapting_steps=400,
-        rates=None,
     ),
-    "paper": Preset(
-        measured_epochs=paper.EPOCHS,
-        batches_per_epoch=10,
-        measured_batches=5,
-        batch_size=1024,
-        test_size=1024,
-        part=16,
-        max_length=512,
-        coordinates=256,
-        within=(32, 8),
-        adapting_steps=0,
-        rates=paper.TRAJECTORY_RATES,
-    ),
+    "paper": Preset(rates=paper.TRAJECTORY_RATES),
 }
 # SmolLM2 has a hundred times the parameters of the project's own models: twelve
 # directions with their states would take 14 GB.
@@ -101,8 +88,6 @@ _OF_SMOLLM2 = {
         max_length=64,
         coordinates=32,
         within=(4, 8),
-        adapting_steps=0,
-        rates=None,
         one_at_a_time=True,
     ),
     "paper": PRESETS["paper"],

@@ -23,11 +23,6 @@ from .models import make_pointer
 
 
 @pytest.fixture(scope="module")
-def words():
-    return vocabulary.load()
-
-
-@pytest.fixture(scope="module")
 def split():
     return translation.committed_split()
 

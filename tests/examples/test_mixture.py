@@ -17,11 +17,6 @@ TOKENS = 144
 
 
 @pytest.fixture(scope="module")
-def words():
-    return vocabulary.load()
-
-
-@pytest.fixture(scope="module")
 def parts():
     return translation.libreoffice_parts()
 
