@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from examples.data.batching import Arrays
-from examples.lab import command_line, files, held_out, provenance, run_folder
+from examples.lab import command_line, files, held_out, provenance, run_folder, swept
 from examples.lab.directions import (
     before_last_step,
     pseudo_directions,
     with_pseudo_updates,
 )
-from examples.lab.optimizers import check_rate, learning_rates
+from examples.lab.optimizers import check_rate
 from examples.lab.steps import TrainState, train_step, updates
 from examples.sharpness import hero
 from examples.sharpness.instruments import curve, spacing
@@ -42,7 +42,7 @@ class Settings:
     """Updates of SGD before anything is measured."""
     seeds: int = 3
     rate: float | None = None
-    """SGD's learning rate; without it, that of the main job."""
+    """SGD's learning rate; without it, the one that was swept on this task."""
     fraction: float = 0.05
     """Fraction of the coordinates that clipped SGD clips."""
     test_size: int = 64
@@ -50,8 +50,8 @@ class Settings:
     init: str = "examples/checkpoints/t5-enfr-mixture"
     """A folder with a T5 in the Hugging Face layout, or a name on the hub."""
     out: Path = FOLDER
-    batch_size: int = 48
-    max_length: int = 32
+    batch_size: int = 16
+    max_length: int = 40
     measured_batches: int = 1
     held_out: int = 384
     dataset: Literal["libreoffice_untranslated", "en_fr", "opus_books"] = (
@@ -61,9 +61,8 @@ class Settings:
     seed: int = 0
 
 
-def main(settings: Settings, task: TranslationTask, batch: Arrays) -> None:
+def main(settings: Settings, task: TranslationTask, batch: Arrays, rate: float) -> None:
     """Trains and measures with each seed, draws."""
-    (rate,) = learning_rates(("sgd",), settings.rate).values()
     options = {"microbatches": max(settings.test_size // 16, 1), "weight": task.weight}
 
     def jitted(measure: Any) -> Any:
@@ -127,12 +126,14 @@ def measured(
     }
 
 
-def prepare(settings: Settings) -> tuple[TranslationTask, Arrays]:
+def prepare(settings: Settings) -> tuple[TranslationTask, Arrays, float]:
     """Everything that can be refused, before any work."""
     run_folder.check_counts(settings)
     check_rate(settings.rate)
     task = load_translation(settings)
-    return task, held_out.batch(task, settings.test_size)
+    asked = {**dataclasses.asdict(settings), "task": "translation"}
+    rate = settings.rate or swept.swept_rate(asked, "sgd").rate
+    return task, held_out.batch(task, settings.test_size), rate
 
 
 def cli() -> None:

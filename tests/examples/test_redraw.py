@@ -112,7 +112,13 @@ def test_what_is_said_of_results_stands_between_its_comments(copy):
 @pytest.mark.slow
 def test_the_heros_numbers_are_measured_with_every_seed(micro_t5, tmp_path):
     settings = concentration.Settings(
-        init=str(micro_t5), steps=1, seeds=2, test_size=4, batch_size=2, out=tmp_path
+        init=str(micro_t5),
+        rate=0.1,
+        steps=1,
+        seeds=2,
+        test_size=4,
+        batch_size=2,
+        out=tmp_path,
     )
     concentration.main(settings, *concentration.prepare(settings))
     found = json.loads((tmp_path / "concentration.json").read_text())
