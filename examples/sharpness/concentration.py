@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from examples.data.batching import Arrays
 from examples.lab import command_line, files, held_out, provenance, run_folder, swept
@@ -26,11 +27,12 @@ from examples.lab.directions import (
 from examples.lab.optimizers import check_rate
 from examples.lab.steps import TrainState, train_step, updates
 from examples.sharpness import hero
-from examples.sharpness.instruments import curve, spacing
 from examples.tasks.translation import TranslationTask, load_translation
 from optax_clip import diagnostics
 
 FOLDER = Path(__file__).parents[1] / "results" / "concentration"
+# Along the normalized directions; the first is where the others begin.
+DISTANCES = (0.0, *np.geomspace(0.01, 10, 31).tolist())
 FRACTIONS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -71,7 +73,7 @@ def main(settings: Settings, task: TranslationTask, batch: Arrays, rate: float) 
     tools = {
         "masked": jitted(diagnostics.masked_sharpness),
         "derivatives": jitted(diagnostics.directional_derivatives),
-        "scan": jitted(diagnostics.line_scan),
+        "loss": jitted(diagnostics.loss_along),
     }
     fractions = sorted({*FRACTIONS, settings.fraction})
     optimizer = with_pseudo_updates(
@@ -94,6 +96,7 @@ def main(settings: Settings, task: TranslationTask, batch: Arrays, rate: float) 
     content = {
         "settings": dataclasses.asdict(settings) | {"out": None, "rate": rate},
         "sessions": [provenance.session()],
+        "distances": DISTANCES,
         "seeds": seeds,
     }
     files.write_json(settings.out / "concentration.json", content)
@@ -118,11 +121,11 @@ def measured(
             }
         )
     derived = jax.device_get(tools["derivatives"](params, directions, batch))
-    scans = tools["scan"](params, directions, batch, spacing=spacing(derived))
+    losses = tools["loss"](params, directions, batch, steps=jnp.asarray(DISTANCES))
     return {
         "top": top,
         "sharpness": {name: float(d.sharpness) for name, d in derived.items()},
-        "curves": {name: curve(scan) for name, scan in jax.device_get(scans).items()},
+        "curves": {name: own.tolist() for name, own in jax.device_get(losses).items()},
     }
 
 

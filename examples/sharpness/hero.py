@@ -27,7 +27,7 @@ def write(folder: Path) -> list[Path]:
     """Writes report.md and hero.png of the numbers in concentration.json."""
     content = json.loads((folder / "concentration.json").read_text())
     settings, seeds = content["settings"], content["seeds"]
-    paint = functools.partial(_paint, settings, seeds)
+    paint = functools.partial(_paint, content)
     figure = tables.Figure(
         looks.draw(folder / "hero.png", paint, (8.4, 3.7)), caption(settings, seeds)
     )
@@ -45,15 +45,18 @@ def write(folder: Path) -> list[Path]:
 
 def caption(settings: Mapping[str, Any], seeds: Seeds) -> str:
     """What the figure says, in words."""
-    at = _means(seeds)[settings["fraction"]]
-    percent, ratio = 100 * settings["fraction"], _mean_ratio(seeds, "clipped_sgd")
+    percent = 100 * settings["fraction"]
+    carried = _means(seeds)[settings["fraction"]]["sharpness"]
+    ratios = [f"{_mean_ratio(seeds, name):.2f}" for name in ("clipped_sgd", "adam")]
+    falls = [
+        f"{np.mean([_decrease(seed, name) for seed in seeds]):.4f}" for name in COMPARED
+    ]
     return (
         f"Left: the top {percent:g} % of the coordinates of SGD's direction carry "
-        f"{at['sharpness']:.0%} of its sharpness, but {at['slope']:.0%} of its slope. "
-        "Right: the loss along each direction, in units of SGD's valley; with "
-        f"{percent:g} % clipped the direction has {ratio:.2f} times SGD's sharpness, "
-        f"Adam's {_mean_ratio(seeds, 'adam'):.2f} times. Lines: mean of {len(seeds)} "
-        "seeds; bands: lowest to highest."
+        f"{carried:.1%} of its sharpness. Right: along that direction the held-out "
+        f"loss can fall by {falls[0]} nats, with {percent:g} % clipped ({ratios[0]} "
+        f"times the sharpness) by {falls[1]}, along Adam's ({ratios[1]} times) by "
+        f"{falls[2]}. Lines: mean of {len(seeds)} seeds; bands: lowest to highest."
     )
 
 
@@ -73,14 +76,15 @@ def _means(seeds: Seeds) -> dict[float, dict[str, float]]:
 
 
 def _decrease(seed: Mapping[str, Any], name: str) -> float:
-    losses = seed["curves"][name]["losses"]
+    losses = seed["curves"][name]
     return losses[0] - min(losses)
 
 
-def _paint(settings: Mapping[str, Any], seeds: Seeds, figure: Figure) -> None:
+def _paint(content: Mapping[str, Any], figure: Figure) -> None:
+    settings, seeds = content["settings"], content["seeds"]
     left, right = figure.subplots(1, 2)
     _carried(left, seeds)
-    _landscape(right, settings, seeds)
+    _landscape(right, content)
     figure.suptitle(
         f"A T5 on English-French after {settings['steps']} steps of SGD, "
         f"{len(seeds)} seeds"
@@ -91,7 +95,6 @@ def _carried(axes: Axes, seeds: Seeds) -> None:
     fractions = [row["fraction"] for row in seeds[0]["top"]]
     for key, colour, line in (
         ("sharpness", "#D55E00", "-"),
-        ("slope", "#0072B2", "--"),
         ("norm", "#555555", ":"),
     ):
         values = np.array([[row[key] for row in seed["top"]] for seed in seeds])
@@ -116,36 +119,22 @@ def _carried(axes: Axes, seeds: Seeds) -> None:
     axes.legend()
 
 
-def _landscape(axes: Axes, settings: Mapping[str, Any], seeds: Seeds) -> None:
-    """In units of SGD's own valley on the same seed: seeds differ more than lines."""
-    lowest = 0.0
+def _landscape(axes: Axes, content: Mapping[str, Any]) -> None:
+    distances, lowest = content["distances"][1:], 0.0
     for name in COMPARED:
-        style, lines = looks.look(name, settings["fraction"]), []
-        for seed in seeds:
-            curve, plain = seed["curves"][name], seed["curves"]["sgd"]
-            far = plain["steps"][int(np.argmin(plain["losses"]))]
-            change = np.array(curve["losses"]) - curve["losses"][0]
-            lines.append(
-                (np.array(curve["steps"]) / far, change / _decrease(seed, "sgd"))
-            )
-        grid = np.geomspace(max(x[1] for x, _ in lines), min(x[-1] for x, _ in lines))
-        band = np.array([np.interp(grid, *line) for line in lines])
-        axes.fill_between(
-            grid,
-            band.min(0),
-            band.max(0),
-            color=style["color"],
-            alpha=0.15,
-            linewidth=0,
-        )
-        axes.plot(grid, band.mean(0), **style)
-        lowest = min(lowest, band.min())
+        style = looks.look(name, content["settings"]["fraction"])
+        losses = np.array([seed["curves"][name] for seed in content["seeds"]], float)
+        change = losses[:, 1:] - losses[:, :1]
+        band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+        axes.fill_between(distances, change.min(0), change.max(0), **band)
+        axes.plot(distances, change.mean(0), **style)
+        lowest = min(lowest, change.min())
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     axes.set(
         xscale="log",
         ylim=(1.1 * lowest, -0.45 * lowest),
-        xlabel="distance / that to SGD's lowest loss",
-        title="Change of the loss / SGD's decrease",
+        xlabel="distance along the normalized direction",
+        title="Change of the held-out loss (nats per token)",
     )
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
