@@ -136,7 +136,7 @@ def _landscape(axes: Axes, content: Mapping[str, Any]) -> None:
         xlabel="distance along the normalized direction",
         title="Change of the held-out loss (nats per token)",
     )
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator())
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend()
