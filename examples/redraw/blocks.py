@@ -88,13 +88,27 @@ def table(results: Path) -> Table:
     """What was measured, on how many seeds, and what did not hold."""
     rows = [
         *_sharpness(run_folder.read_summaries(results / "sharpness")),
-        *(_convergence(folder) for folder in sorted(results.glob("convergence/*"))),
+        *(_convergence(folder) for folder in _compared(results)),
         *_finetuning(results / "finetune_t5"),
         _heterogeneity(run_folder.read_summaries(results / "heterogeneity")),
     ]
     return Table(
         "Results", ["effect", "measured here", "runs", "what did not hold"], rows
     )
+
+
+def _compared(results: Path) -> list[Path]:
+    """Runs of the convergence; of a task that has some under the rules only those."""
+    found = [
+        (path.parent, run_folder.read_settings(path.parent)["settings"])
+        for path in sorted(results.glob("convergence/*/settings.json"))
+    ]
+    ruled = {settings["task"] for _, settings in found if Rules.of(settings).apart}
+    return [
+        folder
+        for folder, settings in found
+        if Rules.of(settings).apart or settings["task"] not in ruled
+    ]
 
 
 def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:

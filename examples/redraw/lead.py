@@ -99,7 +99,7 @@ def _paint(found: Sequence[Task], canvas: Figure) -> None:
             height = row + 0.22 * (1 - place)
             marks = looks.dots(key[0])
             axes.plot(np.clip(seeds, *_SEEN), [height] * len(seeds), **marks)
-            marks |= {"markersize": 9, "label": label(*key) if row == 0 else None}
+            marks |= {"markersize": 9, "label": label(*key)}
             axes.plot(np.clip([mean], *_SEEN), [height], **marks)
     names = [f"{task.title}\n(lead {task.lead():.3f} nats)" for task in reversed(found)]
     axes.set_yticks(range(len(found)), names)
@@ -111,4 +111,7 @@ def _paint(found: Sequence[Task], canvas: Figure) -> None:
         ylim=(-0.6, len(found) - 0.2),
         xlabel="fraction of Adam's lead that is covered",
     )
-    canvas.legend(loc="outside upper center", ncols=len(COMPARED))
+    once = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    canvas.legend(
+        once.values(), once.keys(), loc="outside upper center", ncols=len(COMPARED)
+    )
