@@ -18,7 +18,7 @@ COVERED = 0.8  # of the way from SGD to Adam, what clipping is hoped to cover
 def optimizers(summary: Summary) -> Table:
     """What each optimizer reached, below what the checkpoint is at the start."""
     settings = summary["settings"]
-    steps = _steps(summary["optimizers"])
+    steps = progress.of_runs(summary["optimizers"])
     rows = [_start(summary)]
     for name, row in summary["optimizers"].items():
         diverged = row["diverged"] is not None
@@ -54,8 +54,8 @@ def optimizers(summary: Summary) -> Table:
 def seeds(summary: Summary) -> Table:
     """The same trainings with several seeds, and how far each covers SGD to Adam."""
     fraction, runs = summary["settings"]["fraction"], summary["seeds"]
-    by_seed = _by_seed(runs)
-    steps = [_steps(named) for named in by_seed.values()]
+    by_seed = progress.by_seed(runs)
+    steps = [progress.of_runs(named) for named in by_seed.values()]
     rows = []
     for name in dict.fromkeys(run["optimizer"] for run in runs):
         own = [named[name] for named in by_seed.values() if name in named]
@@ -85,7 +85,10 @@ def seeds(summary: Summary) -> Table:
 
 def in_one_row(summary: Summary) -> list[str]:
     """Effect, numbers, seeds and what did not hold, for a table of all results."""
-    fraction, by_seed = summary["settings"]["fraction"], _by_seed(summary["seeds"])
+    fraction, by_seed = (
+        summary["settings"]["fraction"],
+        progress.by_seed(summary["seeds"]),
+    )
     minus_sgd = differences(summary)
     said = [
         f"{label(name, fraction)} {statistics.bootstrap(minus_sgd[name])}"
@@ -97,7 +100,7 @@ def in_one_row(summary: Summary) -> list[str]:
         name: float(np.mean([named[name]["chrf"] for named in by_seed.values()]))
         for name in ("clipped_sgd", "adam")
     }
-    steps = [_steps(named) for named in by_seed.values()]
+    steps = [progress.of_runs(named) for named in by_seed.values()]
     way = [progress.covered(one, "clipped_sgd") for one in steps]
     failures = []
     if any(one is None or one < COVERED for one in way):
@@ -121,9 +124,12 @@ def in_one_row(summary: Summary) -> list[str]:
 
 def differences(summary: Summary) -> dict[str, list[float]]:
     """By optimizer: the held-out loss at the end minus SGD's, one for each seed."""
-    by_seed = _by_seed(summary["seeds"])
-    names = dict.fromkeys(run["optimizer"] for run in summary["seeds"])
-    return {name: _minus_sgd(by_seed, name) for name in names if name != "sgd"}
+    runs = summary["seeds"]
+    names = [run["optimizer"] for run in runs if run["optimizer"] != "sgd"]
+    return {
+        name: [_last(own) - _last(sgd) for own, sgd in progress.beside_sgd(runs, name)]
+        for name in dict.fromkeys(names)
+    }
 
 
 def sharpness(summary: Summary) -> Table:
@@ -178,31 +184,6 @@ def _start(summary: Summary) -> list[str]:
 def _last(run: Mapping[str, Any]) -> float:
     """The held-out loss at the end."""
     return run["valid_losses"][-1][1]
-
-
-def _by_seed(runs: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    by_seed: dict[int, dict[str, Any]] = {}
-    for run in runs:
-        by_seed.setdefault(run["seed"], {})[run["optimizer"]] = run
-    return by_seed
-
-
-def _steps(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    curves = {name: row["valid_losses"] for name, row in rows.items()}
-    return progress.to_the_end_of_sgd(curves)
-
-
-def _minus_sgd(by_seed: Mapping[int, Mapping[str, Any]], name: str) -> list[float]:
-    """The held-out loss at the end, minus that of SGD with the same seed."""
-    return [
-        _last(named[name]) - _last(named["sgd"])
-        for named in by_seed.values()
-        if named.keys() >= {name, "sgd"} and _both_ended(named[name], named["sgd"])
-    ]
-
-
-def _both_ended(*runs: Mapping[str, Any]) -> bool:
-    return all(run["diverged"] is None for run in runs)
 
 
 def _each(values: Iterable[float | None], spec: str = ".3f") -> str:

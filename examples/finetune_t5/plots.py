@@ -95,8 +95,7 @@ def _curve(run: Mapping[str, Any]) -> Curve:
 
 def _message(summary: Summary) -> str:
     """Who comes down to SGD's lowest loss, and when."""
-    curves = {name: row["valid_losses"] for name, row in summary["optimizers"].items()}
-    steps = progress.to_the_end_of_sgd(curves)
+    steps = progress.of_runs(summary["optimizers"])
     if not steps:
         return ""
     fraction = summary["settings"]["fraction"]
@@ -110,20 +109,16 @@ def _message(summary: Summary) -> str:
 
 def _gaps(summary: Summary, name: str) -> Curve:
     """How far the held-out losses are from SGD's: steps, and a row for each seed."""
-    runs = [
-        (run["seed"], run["optimizer"], run)
-        for run in summary["seeds"]
-        if run["diverged"] is None
-    ] or [(None, key, row) for key, row in summary["optimizers"].items()]
-    found = {(seed, key): _curve(run) for seed, key, run in runs}
-    both = [seed for seed, key in found if key == name and (seed, "sgd") in found]
-    if name == "sgd" or not both:
+    rows = summary["optimizers"]
+    pairs = [(rows[name], rows["sgd"])] if "sgd" in rows else []
+    if summary["seeds"]:
+        pairs = progress.beside_sgd(summary["seeds"], name)
+    if name == "sgd" or not pairs:
         return np.empty(0), np.empty((0, 0))
-    count = min(len(found[seed, key][0]) for seed in both for key in (name, "sgd"))
-    differences = [
-        found[seed, name][1][:count] - found[seed, "sgd"][1][:count] for seed in both
-    ]
-    return found[both[0], name][0][:count], np.array(differences)
+    curves = [(_curve(own), _curve(sgd)) for own, sgd in pairs]
+    count = min(len(steps) for pair in curves for steps, _ in pair)
+    differences = [own[1][:count] - sgd[1][:count] for own, sgd in curves]
+    return curves[0][0][0][:count], np.array(differences)
 
 
 def _landscape(figure: Figure, summary: Summary) -> None:
