@@ -88,7 +88,7 @@ def table(results: Path) -> Table:
     """What was measured, on how many seeds, and what did not hold."""
     rows = [
         *_sharpness(run_folder.read_summaries(results / "sharpness")),
-        *(_convergence(folder) for folder in _compared(results)),
+        *(_convergence(*run) for run in _compared(results)),
         *_finetuning(results / "finetune_t5"),
         _heterogeneity(run_folder.read_summaries(results / "heterogeneity")),
     ]
@@ -97,7 +97,7 @@ def table(results: Path) -> Table:
     )
 
 
-def _compared(results: Path) -> list[Path]:
+def _compared(results: Path) -> list[tuple[Path, Mapping[str, Any]]]:
     """Runs of the convergence; of a task that has some under the rules only those."""
     found = [
         (path.parent, run_folder.read_settings(path.parent)["settings"])
@@ -105,7 +105,7 @@ def _compared(results: Path) -> list[Path]:
     ]
     ruled = {settings["task"] for _, settings in found if Rules.of(settings).apart}
     return [
-        folder
+        (folder, settings)
         for folder, settings in found
         if Rules.of(settings).apart or settings["task"] not in ruled
     ]
@@ -145,8 +145,7 @@ def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
-def _convergence(folder: Path) -> list[str]:
-    settings = run_folder.read_settings(folder)["settings"]
+def _convergence(folder: Path, settings: Mapping[str, Any]) -> list[str]:
     rules = Rules.of(settings)
     best = winners(files.read_lines(folder / "runs.jsonl"), settings)
     plain, fraction = of(best, "sgd"), settings["fraction"]
