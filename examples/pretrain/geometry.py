@@ -108,18 +108,14 @@ def curvatures(
 
     Each direction is that of one batch, and measured on another.
     """
-    gradient = jax.jit(jax.grad(loss))
-    at_a_point, over_a_distance = (
-        jax.jit(functools.partial(diagnostics.directional_derivatives, loss, **options))
-        for options in ({}, {"mode": "finite_difference"})
-    )
+    along = functools.partial(diagnostics.directional_derivatives, loss, params)
     for moment in range(moments):
         batches = [batch_at(rows, size, seed, 2 * moment + i) for i in range(2)]
-        for name, direction in directions(gradient(params, batches[0])).items():
-            point = at_a_point(params, direction, batches[1])
+        for name, direction in directions(_gradient(loss, params, batches[0])).items():
+            point = along(direction, batches[1])
+            over = functools.partial(along, mode="finite_difference")
             found = [
-                float(over_a_distance(params, direction, batches[1], step=h).sharpness)
-                for h in DISTANCES
+                float(over(direction, batches[1], step=h).sharpness) for h in DISTANCES
             ]
             yield {
                 "direction": name,
@@ -129,6 +125,11 @@ def curvatures(
                 "point": float(point.sharpness),
                 "distances": dict(zip(map(str, DISTANCES), found, strict=True)),
             }
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def _gradient(loss: Callable[..., jax.Array], params: t5.Params, batch: Arrays) -> Any:
+    return jax.grad(loss)(params, batch)
 
 
 def directions(gradient: t5.Params) -> dict[str, t5.Params]:

@@ -21,7 +21,7 @@ from examples.lab import files, paper, run_folder
 from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table
 from examples.lab.winners import Rules, differences, of, winners
-from examples.redraw import lead, scaling, sentences, what_to_try
+from examples.redraw import benchmarks, lead, sentences, what_to_try
 from examples.sharpness import hero
 from examples.sharpness.claims import holding
 from examples.tasks import by_name
@@ -210,7 +210,9 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "what_to_try": ("docs/how-to/what-should-i-try.md", what_to_try.page),
     "second_paper": ("docs/papers/tomihari-sato.md", sentences.second_paper),
     "zeros": ("docs/concepts/fraction.md", zeros_table),
-    "placement": ("docs/concepts/scaling.md", scaling.placement),
-    "accelerators": ("docs/concepts/scaling.md", scaling.accelerators),
-    "predicted": ("docs/concepts/scaling.md", scaling.predicted),
+    "placement": ("docs/concepts/scaling.md", benchmarks.placement),
+    "accelerators": ("docs/concepts/scaling.md", benchmarks.accelerators),
+    "selection": ("benchmarks/README.md", benchmarks.selection),
+    "curvature": ("benchmarks/README.md", benchmarks.curvature),
+    "predicted": ("docs/concepts/scaling.md", benchmarks.predicted),
 }

@@ -1,4 +1,4 @@
-"""What the page on scaling says of results: measured here, there, and predicted."""
+"""What pages say of `benchmarks/results`: measured here, there, and predicted."""
 
 import json
 import statistics
@@ -12,6 +12,14 @@ Record = Mapping[str, Any]
 
 _RESULTS = "benchmarks/results"
 _KINDS = ("auto", "explicit")
+_SELECTION = (  # the columns of contestants, and the figure in each
+    ("global / fixed", "global clip / fixed clip"),
+    ("leaf / fixed", "leaf clip / fixed clip"),
+    ("`np.partition` / global", "np.partition / global clip"),
+    ("`kthvalue` / global", "torch.kthvalue / global clip"),
+    ("compile global", "compile global clip, s"),
+    ("compile leaf", "compile leaf clip, s"),
+)
 _LAYOUTS = ("replicated", "FSDP", "tensor parallel", "mixed")
 # Bytes a second, as sold.
 _BANDWIDTHS = {
@@ -48,6 +56,55 @@ def placement(root: Path) -> str:
     targets = "; ".join(missed) or "none"
     said = f"Targets that were missed: {targets}."
     return f"{table.markdown()}\n\n{said} {_origin(records[0])}"
+
+
+def selection(root: Path) -> str:
+    """A clip beside other clips and searches, with every size, layout and type."""
+    records = sorted(
+        _read(root / _RESULTS / "selection.json"),
+        key=lambda r: (r["layout"] != "t5-small", r["leaves"], r["coordinates"]),
+    )
+    rows = []
+    for record in records:
+        figures = {figure["figure"]: figure for figure in record["rows"]}
+        rows.append(
+            [
+                f"{record['layout']}, {_count(record['coordinates'])}",
+                record["dtype"],
+                f"{_milliseconds(record['measured']['fixed clip'])} ms",
+                *(_figure(figures[name]) for _, name in _SELECTION),
+                record["date"][:10],
+            ]
+        )
+    targets = {figure["figure"]: figure["target"] for figure in records[0]["rows"]}
+    rows.append(["target", "", "", *(targets[name] for _, name in _SELECTION), ""])
+    columns = [column for column, _ in _SELECTION]
+    header = ["coordinates", "type", "fixed clip", *columns, "measured"]
+    (main,) = (record for record in records if not _parts_left_out(record))
+    also = "; ".join(
+        f"{figure['figure']} {_figure(figure)} ({figure['target']})"
+        for figure in main["rows"]
+        if figure["figure"] not in targets.keys() & {name for _, name in _SELECTION}
+    )
+    said = f"Also, on T5-small's shapes in float32: {also}."
+    return f"{Table('Selection', header, rows).markdown()}\n\n{said} {_origin(main)}"
+
+
+def curvature(root: Path) -> str:
+    """What a sharpness costs beside a gradient, and torch's beside ours."""
+    (record,) = _read(root / _RESULTS / "diagnostics.json")
+    models = list(dict.fromkeys(figure["model"] for figure in record["rows"]))
+    found = {(figure["figure"], figure["model"]): figure for figure in record["rows"]}
+    names = dict.fromkeys(name for name, _ in found)
+    rows = []
+    for name in names:
+        figures = [found.get((name, model)) for model in models]
+        targets = dict.fromkeys(figure["target"] for figure in figures if figure)
+        rows.append(
+            [name, ", ".join(targets), *(_figure(f) if f else "-" for f in figures)]
+        )
+    table = Table("Curvature", ["figure", "target", *models], rows)
+    return f"{table.markdown()}\n\n{_origin(record)}"
 
 
 def predicted(root: Path) -> str:
@@ -120,7 +177,27 @@ def _read(path: Path) -> list[Record]:
 
 
 def _milliseconds(seconds: list[float]) -> str:
-    return f"{statistics.median(seconds) * 1e3:.3g}"
+    found = statistics.median(seconds) * 1e3
+    return f"{found:.3g}" if found < 1000 else f"{found:.0f}"
+
+
+def _parts_left_out(record: Record) -> bool:
+    return "--no-" in record["command"] or record["layout"] != "t5-small"
+
+
+def _figure(figure: Record) -> str:
+    """The median, and a star where the target was missed; a dash if not measured."""
+    if figure["met"] is None:
+        return "-"
+    return f"{figure['median']:.3g}" + ("" if figure["met"] else "\\*")
+
+
+def _count(coordinates: int) -> str:
+    return (
+        f"{coordinates / 1e9:.3g} G"
+        if coordinates >= 1e9
+        else f"{coordinates / 1e6:.3g} M"
+    )
 
 
 def _origin(record: Record) -> str:
