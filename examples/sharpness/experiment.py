@@ -9,12 +9,10 @@ folder gets tables and figures, which `examples.sharpness.report` makes again.
 Interrupted, a run goes on with --resume, to the same numbers.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import optax
 
 from examples.lab import command_line, held_out, run_folder, training
 from examples.lab.directions import (
@@ -62,32 +60,11 @@ def one_epoch(settings: Settings, task: Task) -> Task:
     return task.taking(rows[: sizes.batches_per_epoch * sizes.batch_size])
 
 
-def adapt(settings: Settings, task: Task) -> Task:
-    """The task with a model that Adam has begun to teach it, in a run of its own."""
-    sizes = settings.sizes()
-    if not sizes.adapting_steps:
-        return task
-    taught = dataclasses.replace(
-        task, batch_size=sizes.adapting_batch, seed=settings.seed + 2
-    )
-    state = training.train(
-        settings.folder() / "adapting",
-        task.train_loss,
-        task.params,
-        optax.adam(settings.rate_of("adam").rate),
-        taught.batch_at,
-        steps=sizes.adapting_steps,
-        seed=settings.seed,
-        label="adapting",
-    )
-    return dataclasses.replace(task, params=state.params)
-
-
 def main(settings: Settings, task: Task) -> None:
     """Trains, measures along the way, draws."""
     sizes, at = settings.sizes(), moments(settings)
     print(describe(settings, task), flush=True)
-    task = one_epoch(settings, adapt(settings, task))
+    task = one_epoch(settings, task)
     if sizes.one_at_a_time:
         one_at_a_time.measure(settings, task, at)
     else:

@@ -34,7 +34,6 @@ def predict(settings: Settings, task: Task) -> Prediction:
     tensors, each = sizes.within
     rows = (
         6 * walks * max(at) * sizes.batch_size
-        + 6 * sizes.adapting_steps * sizes.adapting_batch
         + 12 * len(at) * directions * sizes.test_size
         + 2 * directions * points * figures * sizes.test_size
         + 12 * len(kinds.KINDS) * len(kinds.SPLIT) * figures * sizes.test_size
@@ -66,10 +65,9 @@ def describe(settings: Settings, task: Task) -> str:
     """What is about to happen, for people."""
     sizes, needs = settings.sizes(), predict(settings, task)
     return (
-        f"{settings.checkpoint()}: {optax.tree.size(task.params):,} parameters; after "
-        f"{sizes.adapting_steps} steps of Adam, {settings.trajectory} with rate "
-        f"{settings.rate():g} on epochs of {sizes.batches_per_epoch} "
-        f"batches of {sizes.batch_size}; sharpness of {len(settings.fractions())} "
+        f"{settings.checkpoint()}: {optax.tree.size(task.params):,} parameters; "
+        f"{settings.trajectory} with rate {settings.rate():g} on epochs of "
+        f"{sizes.batches_per_epoch} batches of {sizes.batch_size}; sharpness of {len(settings.fractions())} "
         f"directions at {sizes.measured_batches} batches of epochs "
         f"{', '.join(map(str, sizes.measured_epochs))}, on {sizes.test_size} fixed "
         f"examples. That takes {needs.state_bytes / 1e9:.1f} GB besides activations, "

@@ -136,7 +136,7 @@ def introduction(summary: Summary) -> str:
         else ""
     )
     return (
-        f"From `{settings['init']}`, after {settings['adapting_steps']} steps of Adam; "
+        f"From `{settings['init']}`; "
         f"learning rate {settings['learning_rate']:g} ({_rate_from(settings)}), "
         f"{settings['batches_per_epoch']} batches of {settings['batch_size']} an "
         f"epoch, seed {settings['seed']}, measured on {settings['test_size']} fixed "

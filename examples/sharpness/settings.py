@@ -35,15 +35,9 @@ class Preset(NamedTuple):
     max_length: int = 512  # tokens
     coordinates: int = 256  # in the correlation of gradient and Hessian
     within: tuple[int, int] = (32, 8)  # tensors, coordinates of each, in that within
-    adapting_steps: int = 0  # of Adam, before anything is measured
     # Of the trajectories; None: swept on the task.
     rates: Mapping[str, float] | None = None
     one_at_a_time: bool = False  # one direction in memory; each walks the trajectory
-
-    @property
-    def adapting_batch(self) -> int:
-        """Examples in a batch of Adam's."""
-        return min(16, self.batch_size)
 
 
 SPACINGS = 8  # of a scan, from its start to the Newton step
@@ -59,7 +53,6 @@ PRESETS = {
         max_length=20,
         coordinates=8,
         within=(2, 4),
-        adapting_steps=1,
         rates={"sgd": 0.01, "adam": 1e-4},
     ),
     "laptop": Preset(
@@ -68,9 +61,6 @@ PRESETS = {
         max_length=40,
         coordinates=64,
         within=(8, 8),
-        # The paper's t5-small had learnt translation before; ours has to be taught. The
-        # encoders' pretraining was their task.
-        adapting_steps=400,
     ),
     "paper": Preset(rates=paper.TRAJECTORY_RATES),
 }
@@ -131,10 +121,7 @@ class Settings(by_name.Choice):
     def sizes(self) -> Preset:
         smollm2 = self.init == pretrained_llama.NAME
         sizes = (_OF_SMOLLM2 if smollm2 else PRESETS)[self.preset]
-        return sizes._replace(
-            batch_size=self.batch_size or sizes.batch_size,
-            adapting_steps=sizes.adapting_steps if self.task == "translation" else 0,
-        )
+        return sizes._replace(batch_size=self.batch_size or sizes.batch_size)
 
     def rate(self) -> float:
         """The learning rate of the trajectory."""

@@ -139,9 +139,7 @@ def test_one_direction_at_a_time_measures_the_same(micro_t5, tmp_path, monkeypat
 
     monkeypatch.setattr(Instruments, "correlations", correlations)
     for one_at_a_time in (False, True):
-        sizes = settings_module.PRESETS["tiny"]._replace(
-            one_at_a_time=one_at_a_time, adapting_steps=0
-        )
+        sizes = settings_module.PRESETS["tiny"]._replace(one_at_a_time=one_at_a_time)
         monkeypatch.setattr(Settings, "sizes", lambda _, sizes=sizes: sizes)
         run = tmp_path / str(one_at_a_time)
         settings = Settings(preset="tiny", init=str(micro_t5), run=run)
