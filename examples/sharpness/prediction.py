@@ -67,9 +67,9 @@ def describe(settings: Settings, task: Task) -> str:
     return (
         f"{settings.checkpoint()}: {optax.tree.size(task.params):,} parameters; "
         f"{settings.trajectory} with rate {settings.rate():g} on epochs of "
-        f"{sizes.batches_per_epoch} batches of {sizes.batch_size}; sharpness of {len(settings.fractions())} "
-        f"directions at {sizes.measured_batches} batches of epochs "
-        f"{', '.join(map(str, sizes.measured_epochs))}, on {sizes.test_size} fixed "
-        f"examples. That takes {needs.state_bytes / 1e9:.1f} GB besides activations, "
+        f"{sizes.batches_per_epoch} batches of {sizes.batch_size}; sharpness of "
+        f"{len(settings.fractions())} directions at {sizes.measured_batches} batches "
+        f"of epochs {', '.join(map(str, sizes.measured_epochs))}, on {sizes.test_size} "
+        f"fixed examples. That takes {needs.state_bytes / 1e9:.1f} GB besides activations, "
         f"and about {needs.flops / 1e12:.2g} TFLOP. Results go to {settings.folder()}."
     )

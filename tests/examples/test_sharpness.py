@@ -245,7 +245,7 @@ def test_memory_and_time_are_predicted_from_shapes(micro_t5):
     # The parameters, 12 updates, 13 moments (Adam's in pairs), SGD's own, and the rows
     # and columns of both Adafactors and a few numbers, which are small.
     assert 27 * 4 * parameters < found.state_bytes < 28 * 4 * parameters
-    gradients = 4 * 4 + 4 * 1  # rows: 4 updates, and one of Adam
+    gradients = 4 * 4  # rows: 4 updates
     directions = 12 * 4 * 2  # rows: at two moments
     scans, products = directions * 17, (8 + 2 * 4) * 4  # both correlations
     splits = 5 * 4 * 4 * 2  # kinds of blocks, directions, rows, moments
