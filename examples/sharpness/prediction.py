@@ -70,6 +70,7 @@ def describe(settings: Settings, task: Task) -> str:
         f"{sizes.batches_per_epoch} batches of {sizes.batch_size}; sharpness of "
         f"{len(settings.fractions())} directions at {sizes.measured_batches} batches "
         f"of epochs {', '.join(map(str, sizes.measured_epochs))}, on {sizes.test_size} "
-        f"fixed examples. That takes {needs.state_bytes / 1e9:.1f} GB besides activations, "
-        f"and about {needs.flops / 1e12:.2g} TFLOP. Results go to {settings.folder()}."
+        f"fixed examples. That takes {needs.state_bytes / 1e9:.1f} GB besides "
+        f"activations, and about {needs.flops / 1e12:.2g} TFLOP. Results go to "
+        f"{settings.folder()}."
     )
