@@ -20,9 +20,6 @@ collect_ignore_glob = ["golden_makers/*"]
 # The option and not XLA_FLAGS: subprocesses started by a test keep one device.
 jax.config.update("jax_num_cpu_devices", 8)
 
-# The tests count compilations; programs that they start use this folder.
-jax.config.update("jax_compilation_cache_dir", None)
-
 # The first example of a layout compiles, the same example later does not: no deadline.
 settings.register_profile(
     "default",

@@ -28,7 +28,7 @@ def train(params, steps):
 gradient_of = jax.jit(jax.grad(loss))
 params = train(init_params(), 50)
 gradient = gradient_of(params, batch_at(1000))
-batch = batch_at(2000, size=128)
+batch = batch_at(2000, size=32)
 
 # %%
 # How much the largest ones carry
@@ -94,7 +94,7 @@ print(f"{stay.fraction:.0%} of the top coordinates are still on top ten steps la
 @jax.jit
 def correlate(params, batch):
     return diagnostics.gradient_hessian_correlation(
-        loss, params, batch, key=jax.random.key(0), coordinates=64, resamples=200
+        loss, params, batch, key=jax.random.key(0), coordinates=32, resamples=200
     )
 
 
