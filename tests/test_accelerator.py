@@ -24,6 +24,7 @@ from benchmarks.accelerator import (
     presets,
     problems,
     program,
+    rows,
     worker,
 )
 from benchmarks.accelerator.record import Record
@@ -128,12 +129,12 @@ def test_what_a_cpu_says_does_not_go_where_results_are():
 
 
 def test_the_rows_are_those_that_are_wanted_and_the_telling_ones_come_first():
-    names = list(presets.rows(FULL))
+    names = list(rows.every(FULL))
     for tree in FULL.coordinates:
         for dtype in ("float32", "bfloat16"):
             assert f"selection / {tree} / {dtype}" in names
     assert names[len(laws.LAWS)] == "selection / t5-small / float32"
-    assert set(presets.rows(TINY)) < set(names)
+    assert set(rows.every(TINY)) < set(names)
 
 
 @pytest.mark.parametrize("tree", FULL.coordinates)

@@ -1,7 +1,6 @@
 """The modes of the sharpness beside a gradient: time and memory."""
 
 import functools
-from typing import TYPE_CHECKING
 
 import jax
 
@@ -12,11 +11,9 @@ from benchmarks.accelerator.notes import (
     need,
     take_turns,
 )
+from benchmarks.accelerator.presets import Preset
 from benchmarks.harness import Figure
 from optax_clip import diagnostics
-
-if TYPE_CHECKING:
-    from benchmarks.accelerator.presets import Preset
 
 MODES = (
     "forward_over_reverse",
@@ -41,7 +38,7 @@ FIGURES = [
 ]
 
 
-def measure(preset: "Preset", model: str, notes: Notes) -> None:
+def measure(preset: Preset, model: str, notes: Notes) -> None:
     """In float32, at the highest precision of products, which is the default."""
     problem = problems.make(model, preset)
     coordinates = sum(leaf.size for leaf in jax.tree.leaves(problem.like))
@@ -51,9 +48,7 @@ def measure(preset: "Preset", model: str, notes: Notes) -> None:
     notes.largest_batch(batches, lambda rows: _modes(problem, rows, preset, notes))
 
 
-def _modes(
-    problem: problems.Problem, rows: int, preset: "Preset", notes: Notes
-) -> None:
+def _modes(problem: problems.Problem, rows: int, preset: Preset, notes: Notes) -> None:
     params, batch = problem.params(), jax.device_put(problem.batch(rows))
     with jax.default_matmul_precision("highest"):
         gradient = compiled(notes, "gradient", jax.grad(problem.loss), params, batch)

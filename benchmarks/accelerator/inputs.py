@@ -2,19 +2,17 @@
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.accelerator.presets import Preset
 from benchmarks.contestants import Shapes
 from examples.models import t5
 
-if TYPE_CHECKING:
-    from benchmarks.accelerator.presets import Preset
 
-
-def tree_shapes(tree: str, preset: "Preset") -> Shapes:
+def tree_shapes(tree: str, preset: Preset) -> Shapes:
     """The shapes of the tree of this name."""
     coordinates = preset.coordinates[tree]
     if tree == "one leaf":

@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,10 @@ from benchmarks.accelerator.notes import (
     need,
     take_turns,
 )
+from benchmarks.accelerator.presets import Preset
 from benchmarks.accelerator.selection import FIXED, GOALS, LEAF, OURS, queued
 from benchmarks.contestants import FRACTION, Clip
 from benchmarks.harness import Figure, Row
-
-if TYPE_CHECKING:
-    from benchmarks.accelerator.presets import Preset
 
 IN_A_PROGRAM = 10  # clips
 LARGEST = 12  # kernels that are listed one by one
@@ -44,7 +42,7 @@ NOMINAL = {  # bytes a second, as sold; the first name found in the device's
 }  # fmt: skip
 
 
-def measure(preset: "Preset", tree: str, dtype: str, notes: Notes) -> None:
+def measure(preset: Preset, tree: str, dtype: str, notes: Notes) -> None:
     """Profiles a fixed clip and ours, and times both and a copy."""
     check_profiler()
     shapes = inputs.tree_shapes(tree, preset)
@@ -119,7 +117,7 @@ def _loop(notes: Notes, name: str, tx: Any, gradients: list[jax.Array]) -> Any:
     return functools.partial(program, gradients, state)
 
 
-def _copy_bandwidth(preset: "Preset", size: int, dtype: str, notes: Notes) -> float:
+def _copy_bandwidth(preset: Preset, size: int, dtype: str, notes: Notes) -> float:
     """Bytes a second of the simplest kernel, which reads and writes an array."""
     flat = jax.block_until_ready(jnp.zeros(size, dtype))
     copy = compiled(notes, "copy", lambda x: x + x, flat)

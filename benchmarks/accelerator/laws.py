@@ -6,7 +6,7 @@ The tests have all of this in depth, on CPU; here it is asked of the hardware.
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,14 @@ import optax
 
 import optax_clip
 from benchmarks.accelerator.notes import Notes
+from benchmarks.accelerator.presets import Preset
 from optax_clip import diagnostics
-
-if TYPE_CHECKING:
-    from benchmarks.accelerator.presets import Preset
 
 FRACTIONS = (0.001, 0.05, 0.3, 0.95)
 Tree = list[np.ndarray]
 
 
-def check(preset: "Preset", name: str, notes: Notes) -> None:
+def check(preset: Preset, name: str, notes: Notes) -> None:
     """Raises what does not hold."""
     LAWS[name](np.random.default_rng(20), preset.exact, notes)
 

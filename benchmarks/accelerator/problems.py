@@ -1,7 +1,7 @@
 """Whole models with weights drawn at random: losses, and batches without padding."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,8 @@ import optax
 from flax import nnx
 
 from benchmarks.accelerator import inputs
+from benchmarks.accelerator.presets import Preset
 from examples.models import functional, llama, t5
-
-if TYPE_CHECKING:
-    from benchmarks.accelerator.presets import Preset
 
 
 class Problem(NamedTuple):
@@ -32,11 +30,11 @@ class Problem(NamedTuple):
         return self.loss(half, batch)
 
 
-def make(name: str, preset: "Preset") -> Problem:
+def make(name: str, preset: Preset) -> Problem:
     return {"t5-small": _t5, "smollm2-135m": _smollm2}[name](preset)
 
 
-def _t5(preset: "Preset") -> Problem:
+def _t5(preset: Preset) -> Problem:
     config = t5.T5Config(**preset.t5)
     graphdef = nnx.split(nnx.eval_shape(lambda: t5.T5(config, nnx.Rngs(0))))[0]
     like = jax.eval_shape(lambda: t5.init(config, 0)[1])
@@ -50,7 +48,7 @@ def _t5(preset: "Preset") -> Problem:
     return Problem(t5.make_loss(graphdef, config), like, batch)
 
 
-def _smollm2(preset: "Preset") -> Problem:
+def _smollm2(preset: Preset) -> Problem:
     """With a scan over the layers, whose weights are stacked: it compiles as one."""
     config = llama.LlamaConfig(**preset.llama)
     depth = config.num_hidden_layers

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.accelerator import presets
+from benchmarks.accelerator import presets, rows
 from benchmarks.accelerator.process import Process
 from benchmarks.accelerator.record import Record
 from benchmarks.harness import Row
@@ -59,7 +59,7 @@ HELP = {
 def main(settings: Settings) -> Row:
     """Measures, writes and returns the record."""
     end = time.monotonic() + 60 * settings.minutes
-    names = list(presets.rows(presets.PRESETS[settings.preset]))
+    names = list(rows.every(presets.PRESETS[settings.preset]))
     record = Record(
         names, settings.preset, settings.command(), settings.commit, settings.out
     )

@@ -5,7 +5,7 @@ Calls are queued. With many leaves and few coordinates their time may be the hos
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,9 @@ import optax_clip
 from benchmarks import contestants, harness
 from benchmarks.accelerator import inputs
 from benchmarks.accelerator.notes import Notes, need, note_bytes, take_turns
+from benchmarks.accelerator.presets import Preset
 from benchmarks.contestants import Clip
 from benchmarks.harness import Figure
-
-if TYPE_CHECKING:
-    from benchmarks.accelerator.presets import Preset
 
 OURS, LEAF, FIXED = "global clip", "leaf clip", "fixed clip"
 NORM = "clip by global norm"
@@ -44,7 +42,7 @@ def figures(tree: str, dtype: str) -> list[Figure]:
     ]
 
 
-def measure(preset: "Preset", tree: str, dtype: str, notes: Notes) -> None:
+def measure(preset: Preset, tree: str, dtype: str, notes: Notes) -> None:
     """Everybody clips the same gradients; those that sort come last."""
     shapes = inputs.tree_shapes(tree, preset)
     gradients = inputs.gradients(shapes, dtype)

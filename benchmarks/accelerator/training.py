@@ -1,7 +1,5 @@
 """Whole training steps: gradient and update in one program, in bfloat16."""
 
-from typing import TYPE_CHECKING
-
 import jax
 import optax
 
@@ -13,11 +11,9 @@ from benchmarks.accelerator.notes import (
     need,
     take_turns,
 )
+from benchmarks.accelerator.presets import Preset
 from benchmarks.contestants import FRACTION
 from benchmarks.harness import Figure
-
-if TYPE_CHECKING:
-    from benchmarks.accelerator.presets import Preset
 
 FIGURES = (
     Figure("step, clipped / not", "clipped SGD", "SGD", "<=", 1.02),
@@ -32,7 +28,7 @@ FIGURES = (
 )
 
 
-def measure(preset: "Preset", model: str, notes: Notes) -> None:
+def measure(preset: Preset, model: str, notes: Notes) -> None:
     """With as many rows in a batch as there is room for."""
     problem = problems.make(model, preset)
     coordinates = sum(leaf.size for leaf in jax.tree.leaves(problem.like))
@@ -43,9 +39,7 @@ def measure(preset: "Preset", model: str, notes: Notes) -> None:
     )
 
 
-def _steps(
-    problem: problems.Problem, rows: int, preset: "Preset", notes: Notes
-) -> None:
+def _steps(problem: problems.Problem, rows: int, preset: Preset, notes: Notes) -> None:
     batch = jax.device_put(problem.batch(rows))
     average = optax.ema(0.9, debias=False)
     optimizers = {

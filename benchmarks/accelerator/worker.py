@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from benchmarks import harness
-from benchmarks.accelerator import presets
+from benchmarks.accelerator import presets, rows
 from benchmarks.accelerator.notes import (
     Notes,
     SkippedError,
@@ -30,12 +30,12 @@ Send = Callable[..., None]
 
 def main(preset: presets.Preset, names: Sequence[str], send: Send) -> None:
     send(platform=jax.default_backend(), made_with=made_with())
-    rows = presets.rows(preset)
+    every = rows.every(preset)
     for name in names:
         send(begins=name)
         start = time.monotonic()
         notes = Notes(lambda found, name=name: send(row=name, **found))
-        status, why = run(rows[name], notes)
+        status, why = run(every[name], notes)
         memory = {k: v for k, v in device_memory().items() if "bytes" in k}
         send(row=name, status=status, why=why, memory_of_process=memory)
         send(ends=name, seconds=time.monotonic() - start)
@@ -43,7 +43,7 @@ def main(preset: presets.Preset, names: Sequence[str], send: Send) -> None:
         jax.clear_caches()
 
 
-def run(row: presets.Row, notes: Notes) -> tuple[str, str | None]:
+def run(row: rows.Row, notes: Notes) -> tuple[str, str | None]:
     """How it ended, and why not well."""
     try:
         row(notes)
