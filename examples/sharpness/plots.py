@@ -82,9 +82,10 @@ def _ratios(summary: Summary, figure: Figure) -> None:
 
 def _landscape(summary: Summary, figure: Figure) -> None:
     """Figures 3 and 5 to 8, on a logarithmic axis of the distance."""
-    settings, lowest = summary["settings"], 0.0
+    settings, lowest, distances = summary["settings"], 0.0, []
     panels = _grid(figure, summary)
     for axes, (epoch, cell) in zip(panels, summary["epochs"].items(), strict=True):
+        rising = []
         for name in PAPER:
             curve = cell["directions"][name]["curve"]
             change = np.array(curve["losses"]) - curve["losses"][0]
@@ -93,13 +94,21 @@ def _landscape(summary: Summary, figure: Figure) -> None:
             best = int(np.argmin(change))
             if best:
                 axes.plot(curve["steps"][best], change[best], **looks.dots(name))
+                distances += curve["steps"][1:]
+            else:
+                rising.append(label(name, settings["fraction"]))
             lowest = min(lowest, float(change[best]))
         axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
         axes.set(xscale="log", title=f"epoch {epoch}, batch {cell['in_figure']}")
         axes.set_xlabel("distance along the normalised direction")
         axes.label_outer()
-    if lowest < 0:  # what rises far above the start would hide the valleys
+        if rising:
+            names = "any of them" if len(rising) == len(PAPER) else ", ".join(rising)
+            said = f"The loss does not fall\nalong {names}."
+            axes.text(0.03, 0.04, said, transform=axes.transAxes, fontsize=8)
+    if lowest < 0:  # what only rises, and how far, would hide the valleys
         panels[0].set_ylim(1.15 * lowest, -0.5 * lowest)
+        panels[0].set_xlim(min(distances) / 1.5, max(distances) * 1.5)
     handles, _ = panels[0].get_legend_handles_labels()
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     figure.supylabel("change of the loss (nats per token)", fontsize=10)
