@@ -120,10 +120,10 @@ def _within(runs: Sequence[dict[str, Any]]) -> str:
             "tensors alone may produce a part of it; within tensors these runs did not "
             "measure it."
         )
-    values = [one["spearman"] for one in found]
+    values = ", ".join(sorted(f"{one['spearman']:.2f}" for one in found))
     return (
-        " Coordinates of all tensors are pooled in it; within tensors it is "
-        f"{min(values):.2f} to {max(values):.2f} ({len(found)} runs)."
+        " Coordinates of all tensors are pooled in it; where it was measured within "
+        f"tensors, run by run: {values}."
     )
 
 
