@@ -188,7 +188,7 @@ class Settings(by_name.Choice):
         for name in ("optimizer", "run", "resume"):
             del fields[name]
         sizes = self.sizes()._asdict()
-        return {**fields, **sizes, **self.rules(), "init": self.checkpoint()}
+        return {**fields, **sizes, **self.rules(), **self.chosen()}
 
 
 def main(settings: Settings, prepared: Prepared) -> None:

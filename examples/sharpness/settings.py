@@ -136,8 +136,7 @@ class Settings(by_name.Choice):
         """A learning rate, and where it is from."""
         if rates := self.sizes().rates:
             return Swept(rates[optimizer], f"of the preset {self.preset}")
-        task = dataclasses.asdict(self) | {"init": self.checkpoint()}
-        return swept_rate(task, optimizer)
+        return swept_rate(dataclasses.asdict(self) | self.chosen(), optimizer)
 
     def folder(self) -> Path:
         model = f"-{self.init}" if self.init == pretrained_llama.NAME else ""
@@ -159,7 +158,7 @@ class Settings(by_name.Choice):
         return {
             **fields,
             **self.sizes()._asdict(),
-            "init": self.checkpoint(),
+            **self.chosen(),
             "rates": None,
             "learning_rate": chosen.rate,
             "rate_from": chosen.source,

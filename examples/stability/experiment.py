@@ -74,7 +74,7 @@ class Settings(by_name.Choice):
         fields = dataclasses.asdict(self)
         for name in ("run", "resume"):
             del fields[name]
-        return {**fields, **self.sizes()._asdict(), "init": self.checkpoint()}
+        return {**fields, **self.sizes()._asdict(), **self.chosen()}
 
 
 def clipping(fraction: float) -> tuple[Direction, Callable[[Any], Any]]:

@@ -29,7 +29,7 @@ Dataset = Literal[
 _PAIRS = ("en_fr", "libreoffice", "libreoffice_untranslated", "opus_books")
 
 CHECKPOINTS = {
-    "translation": "examples/checkpoints/t5-enfr-small",
+    "translation": "examples/checkpoints/t5-enfr-mixture",
     "masked_lm": "examples/checkpoints/bert-reviews-small",
 }
 TITLES = {
@@ -53,14 +53,20 @@ class Choice:
     """A folder with a model in the Hugging Face layout, a name on the hub, "minilm",
     "smollm2" or another Llama's .gguf, or "scratch" for a small Llama with random
     weights; without it, the project's own for the task."""
-    dataset: Dataset = "en_fr"
+    dataset: Dataset | None = None
     """Committed pairs of games or of LibreOffice's help (all, or what no pretraining
-    translated), or the paper's from the Hugging Face hub. For a Llama: Python's
-    standard library or that help in one language, instead of reviews."""
+    translated, which is the default), or the paper's from the Hugging Face hub. For a
+    Llama: Python's standard library or that help in one language, instead of
+    reviews."""
     pairs: Path | None = None
     """A file of English<TAB>French lines, instead of the dataset."""
     documents: Path | None = None
     """For the language models: a file with a text on each line, instead of reviews."""
+
+    def data(self) -> Dataset:
+        """The dataset by name; language models without one have reviews."""
+        own = self.task == "translation" and not self.pairs
+        return self.dataset or ("libreoffice_untranslated" if own else "en_fr")
 
     def checkpoint(self) -> str:
         """What the model is loaded from."""
@@ -71,6 +77,10 @@ class Choice:
                 "`python -m examples.pretrain encoder --settings.causal` makes."
             )
         return self.init or CHECKPOINTS[self.task]
+
+    def chosen(self) -> dict[str, str]:
+        """What the settings of a run record in place of what was not given."""
+        return {"init": self.checkpoint(), "dataset": self.data()}
 
 
 def load(
@@ -84,19 +94,18 @@ def load(
     """
     translating = choice.task == "translation"
     llama = choice.task == "causal_lm" and _is_llama(choice.checkpoint())
-    given = choice.dataset != "en_fr"
     if choice.init == scratch_llama.NAME and not llama:
         raise ValueError("--init scratch is for --task causal_lm.")
     if choice.documents and translating:
         raise ValueError("--documents is for language models; translation has --pairs.")
-    if not translating and (choice.pairs or (given and choice.dataset in _PAIRS)):
+    if not translating and (choice.pairs or choice.dataset in _PAIRS):
         raise ValueError(
             "--pairs and --dataset with pairs are for translation; language models "
             "have --documents."
         )
-    if choice.dataset not in _PAIRS and not llama:
+    if choice.dataset and choice.dataset not in _PAIRS and not llama:
         raise ValueError(f"--dataset {choice.dataset} is for a Llama, such as smollm2.")
-    if given and (choice.pairs or choice.documents):
+    if choice.dataset and (choice.pairs or choice.documents):
         other = "--pairs" if choice.pairs else "--documents"
         raise ValueError(f"{other} and --dataset exclude each other: choose one.")
     settings = _Settings(
@@ -104,13 +113,13 @@ def load(
         max_length,
         batch_size,
         seed,
-        choice.dataset,
+        choice.data(),
         choice.pairs,
         choice.documents,
         held_out=held_out,
     )
     if llama:
-        dataset = choice.dataset if given else "reviews"
+        dataset = choice.dataset or "reviews"
         return load_llama(dataclasses.replace(settings, dataset=dataset))
     loaders = {
         "translation": load_translation,

@@ -23,7 +23,7 @@ def copy(tmp_path):
     """A checkout with one experiment, that was just made."""
     results = tmp_path / "examples" / "results"
     for name in (
-        "sharpness/translation-t5-enfr-mixture-sgd",
+        "sharpness/masked_lm-sgd",
         "heterogeneity/catalogues-pre_ln",
     ):
         shutil.copytree(everything.ROOT / "examples/results" / name, results / name)
@@ -36,13 +36,13 @@ def copy(tmp_path):
 
 def test_a_changed_number_is_found_in_texts_and_figures(copy):
     path = (
-        copy / "examples/results/sharpness/translation-t5-enfr-mixture-sgd/summary.json"
+        copy / "examples/results/sharpness/masked_lm-sgd/summary.json"
     )
     summary = json.loads(path.read_text())
-    summary["epochs"]["2"]["directions"]["adam"]["ratios"][0] *= 2
+    summary["epochs"]["2"]["directions"]["adam"]["ratios"][0] = 1e3
     path.write_text(json.dumps(summary))
     found = everything.in_a_copy(copy)[0]
-    folder = "examples/results/sharpness/translation-t5-enfr-mixture-sgd"
+    folder = "examples/results/sharpness/masked_lm-sgd"
     assert f"{folder}/ratios.png shows other numbers or words than its files have." in (
         found
     )
@@ -50,12 +50,12 @@ def test_a_changed_number_is_found_in_texts_and_figures(copy):
 
 
 def test_a_missing_figure_and_one_that_nothing_makes_are_found(copy):
-    folder = copy / "examples/results/sharpness/translation-t5-enfr-mixture-sgd"
+    folder = copy / "examples/results/sharpness/masked_lm-sgd"
     (folder / "ratios.png").rename(folder / "old.png")
     found = everything.in_a_copy(copy)[0]
     assert [sentence.split("/", 3)[3] for sentence in found] == [
-        "translation-t5-enfr-mixture-sgd/ratios.png is missing.",
-        "translation-t5-enfr-mixture-sgd/old.png is made by nothing.",
+        "masked_lm-sgd/ratios.png is missing.",
+        "masked_lm-sgd/old.png is made by nothing.",
     ]
 
 
