@@ -90,6 +90,24 @@ def selection(root: Path) -> str:
     return f"{Table('Selection', header, rows).markdown()}\n\n{said} {_origin(main)}"
 
 
+def cost(root: Path) -> str:
+    """Of a training step, in a sentence."""
+    (record,) = (
+        record
+        for record in _read(root / _RESULTS / "selection.json")
+        if not _parts_left_out(record)
+    )
+    (step,) = (r for r in record["rows"] if r["figure"].startswith("training step"))
+    low, middle, high = (
+        f"{100 * (step[name] - 1):.0f}" for name in ("min", "median", "max")
+    )
+    rounds = len(record["measured"]["clipped step"])
+    return (
+        f"A training step of T5-small takes {middle} % longer with it on CPU "
+        f"({low} to {high} % in {rounds} rounds)."
+    )
+
+
 def curvature(root: Path) -> str:
     """What a sharpness costs beside a gradient, and torch's beside ours."""
     (record,) = _read(root / _RESULTS / "diagnostics.json")

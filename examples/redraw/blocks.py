@@ -212,6 +212,8 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "zeros": ("docs/concepts/fraction.md", zeros_table),
     "placement": ("docs/concepts/scaling.md", benchmarks.placement),
     "accelerators": ("docs/concepts/scaling.md", benchmarks.accelerators),
+    "cost": ("README.md", benchmarks.cost),
+    "step": ("docs/start/which-one.md", benchmarks.cost),
     "selection": ("benchmarks/README.md", benchmarks.selection),
     "curvature": ("benchmarks/README.md", benchmarks.curvature),
     "predicted": ("docs/concepts/scaling.md", benchmarks.predicted),

@@ -50,6 +50,7 @@ READ = (
     "docs/concepts",
     "docs/how-to",
     "docs/papers",
+    "docs/start",
     "README.md",
 )
 

@@ -35,9 +35,7 @@ def copy(tmp_path):
 
 
 def test_a_changed_number_is_found_in_texts_and_figures(copy):
-    path = (
-        copy / "examples/results/sharpness/masked_lm-sgd/summary.json"
-    )
+    path = copy / "examples/results/sharpness/masked_lm-sgd/summary.json"
     summary = json.loads(path.read_text())
     summary["epochs"]["2"]["directions"]["adam"]["ratios"][0] = 1e3
     path.write_text(json.dumps(summary))
