@@ -731,6 +731,7 @@ def test_numerator_clip_hands_params_and_extra_arguments_inwards(rng):
     ],
     ids=["adam", "adafactor", "scale", "rms", "factored"],
 )
+@makes_nan
 def test_a_coordinate_without_gradient_stays_in_half_precision(factory, dtype):
     """Epsilons of 1e-8 and 1e-30 are 0 there, and so are second moments."""
     params = {"embedding": jnp.ones((6, 4), dtype)}

@@ -447,6 +447,7 @@ def test_an_empty_tree_is_no_reason_to_fail(name, tree):
 
 
 @core_factories
+@makes_nan
 def test_an_empty_leaf_changes_nothing_else(name, rng):
     tx, g = FACTORIES[name](), draw_tree(rng)
     holed = {**g, "empty": jnp.zeros((0, 3))}
