@@ -63,7 +63,7 @@ def test_a_training_is_stable_if_it_ends_below_its_start():
 @pytest.mark.slow
 def test_a_run_predicts_and_finds_with_each_fraction_and_seed(micro_t5, tmp_path):
     settings = stability.Settings(
-        preset="tiny", init=str(micro_t5), run=tmp_path / "run"
+        preset="tiny", init=str(micro_t5), dataset="en_fr", run=tmp_path / "run"
     )
     stability.main(settings, stability.prepare(settings))
     path = settings.folder() / "runs.jsonl"
