@@ -109,11 +109,11 @@ def curvatures(
     Each direction is that of one batch, and measured on another.
     """
     along = functools.partial(diagnostics.directional_derivatives, loss, params)
+    over = functools.partial(along, mode="finite_difference")
     for moment in range(moments):
         batches = [batch_at(rows, size, seed, 2 * moment + i) for i in range(2)]
         for name, direction in directions(_gradient(loss, params, batches[0])).items():
             point = along(direction, batches[1])
-            over = functools.partial(along, mode="finite_difference")
             found = [
                 float(over(direction, batches[1], step=h).sharpness) for h in DISTANCES
             ]

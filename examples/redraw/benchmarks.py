@@ -80,11 +80,11 @@ def selection(root: Path) -> str:
     rows.append(["target", "", "", *(targets[name] for _, name in _SELECTION), ""])
     columns = [column for column, _ in _SELECTION]
     header = ["coordinates", "type", "fixed clip", *columns, "measured"]
-    (main,) = (record for record in records if not _parts_left_out(record))
+    main = _whole(root)
     also = "; ".join(
         f"{figure['figure']} {_figure(figure)} ({figure['target']})"
         for figure in main["rows"]
-        if figure["figure"] not in targets.keys() & {name for _, name in _SELECTION}
+        if figure["figure"] not in dict(_SELECTION).values()
     )
     said = f"Also, on T5-small's shapes in float32: {also}."
     return f"{Table('Selection', header, rows).markdown()}\n\n{said} {_origin(main)}"
@@ -92,11 +92,7 @@ def selection(root: Path) -> str:
 
 def cost(root: Path) -> str:
     """Of a training step, in a sentence."""
-    (record,) = (
-        record
-        for record in _read(root / _RESULTS / "selection.json")
-        if not _parts_left_out(record)
-    )
+    record = _whole(root)
     (step,) = (r for r in record["rows"] if r["figure"].startswith("training step"))
     low, middle, high = (
         f"{100 * (step[name] - 1):.0f}" for name in ("min", "median", "max")
@@ -127,13 +123,7 @@ def curvature(root: Path) -> str:
 
 def predicted(root: Path) -> str:
     """The cost model on other devices, with the passes measured on this one."""
-    records = _read(root / _RESULTS / "selection.json")
-    (record,) = (
-        record
-        for record in records
-        if (record["layout"], record["coordinates"]) == ("t5-small", 60_506_624)
-        and record["dtype"] == "float32"
-    )
+    record = _whole(root)
     (figure,) = (r for r in record["rows"] if r["figure"] == "global clip / fixed clip")
     passes = max(round(2 * (figure["median"] - 1)), 1)
     size = 4 * record["coordinates"]
@@ -190,6 +180,17 @@ def _whys(record: Record) -> Iterator[str]:
             yield f"{name}: {row['why']}"
 
 
+def _whole(root: Path) -> Record:
+    """The record of T5-small itself in single precision, which has every figure."""
+    (record,) = (
+        record
+        for record in _read(root / _RESULTS / "selection.json")
+        if (record["layout"], record["coordinates"]) == ("t5-small", 60_506_624)
+        and record["dtype"] == "float32"
+    )
+    return record
+
+
 def _read(path: Path) -> list[Record]:
     return list(json.loads(path.read_text()).values())
 
@@ -197,10 +198,6 @@ def _read(path: Path) -> list[Record]:
 def _milliseconds(seconds: list[float]) -> str:
     found = statistics.median(seconds) * 1e3
     return f"{found:.3g}" if found < 1000 else f"{found:.0f}"
-
-
-def _parts_left_out(record: Record) -> bool:
-    return "--no-" in record["command"] or record["layout"] != "t5-small"
 
 
 def _figure(figure: Record) -> str:

@@ -119,6 +119,8 @@ def test_the_fixed_batch_has_no_row_that_is_trained_on(micro_t5):
 def test_trajectories_take_rates_that_were_swept_on_their_task():
     swept = "results/convergence/translation-t5-enfr-mixture"
     assert Settings().rate_of("sgd") == (0.0316, swept)
+    before = Settings(init="examples/checkpoints/t5-enfr-small", dataset="en_fr")
+    assert before.rate_of("sgd") == (0.1, "results/convergence/translation")
     masked = Settings(task="masked_lm")
     assert masked.rate_of("sgd") == (0.01, "results/convergence/masked_lm")
     assert masked.rate_of("adam").rate == 1e-4
@@ -341,7 +343,10 @@ def test_a_gradient_in_microbatches_is_that_of_the_whole_batch(rng):
         ({"fraction": 1.0}, r"--fraction must be in \[0, 1\); got 1.0"),
         ({"learning_rate": -1.0}, "--learning-rate must be positive; got -1.0"),
         ({"batch_size": 3}, "--batch-size must be a multiple of 2, .* got 3"),
-        ({"batch_size": 200}, "expected at least 400 training examples"),
+        (
+            {"batch_size": 4_000, "dataset": "en_fr"},
+            "expected at least 8,000 training examples",
+        ),
         ({"preset": "laptop"}, "no learning rate of sgd was swept on this task"),
         ({"task": "masked_lm", "pairs": "x.tsv"}, "--pairs and --dataset with pairs"),
         ({"documents": "x.txt"}, "--documents is for language models"),
