@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter
 from PIL import Image
 
 from examples.lab.optimizers import is_clipped, label
@@ -85,6 +86,12 @@ def fingerprint(figure: Figure) -> str:
             digest.update(scale.encode())
             if not automatic:
                 digest.update(_rounded(limits))
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_locator(), FixedLocator):
+                digest.update(_rounded(axis.get_majorticklocs()))
+                if isinstance(axis.get_major_formatter(), FuncFormatter):  # our words
+                    names = axis.get_ticklabels()
+                    digest.update(f"{[name.get_text() for name in names]}".encode())
         for line in axes.get_lines():
             digest.update(f"{line.get_label()} {line.get_color()}".encode())
             digest.update(_rounded(line.get_xydata()))

@@ -133,8 +133,8 @@ def batch_loader(load: Callable[[int], Any]) -> Callable[[jax.Array], Any]:
       of a loss or of a weight.
 
     Raises:
-      ValueError: while the loop runs, if a batch is not like batch 0. jax reports it as
-        an error of its own.
+      ValueError: while the loop runs, if a batch is not like batch 0 or there is none
+        of that number. jax reports it as an error of its own.
 
     Examples:
       The Hessian of the mean over three batches has the top eigenvalue 3, the mean of
@@ -155,10 +155,18 @@ def batch_loader(load: Callable[[int], Any]) -> Callable[[jax.Array], Any]:
     def shapes_of(batch):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
-    shapes = shapes_of(jax.tree.map(np.asarray, load(0)))
+    def loaded(i):
+        try:
+            batch = load(i)
+        except (LookupError, StopIteration) as error:
+            msg = "load must return every batch that is measured, as often as it is "
+            raise ValueError(f"{msg}asked; number {i} raised {error!r}.") from error
+        return jax.tree.map(np.asarray, batch)
+
+    shapes = shapes_of(loaded(0))
 
     def checked(i):
-        batch = jax.tree.map(np.asarray, load(int(i)))
+        batch = loaded(int(i))
         found = shapes_of(batch)
         if found != shapes:
             msg = f"every batch must be like batch 0, {shapes}; "

@@ -76,6 +76,7 @@ def test_the_hash_of_a_figure_knows_its_numbers_words_and_limits():
             "bar": 3.0,
             "label": "b",
             "top": 5,
+            "tick": "e",
         } | changes
         figure = Figure()
         axes = figure.subplots()
@@ -83,13 +84,14 @@ def test_the_hash_of_a_figure_knows_its_numbers_words_and_limits():
         axes.bar(0, drawn["bar"])
         axes.set_title(drawn["title"])
         axes.set_ylim(0, drawn["top"])
+        axes.set_xticks([0], [drawn["tick"]])
         return looks.fingerprint(figure)
 
     with mpl.rc_context({"axes.titlelocation": "left"}):
         changes = [{"x": [1, 3]}, {"title": "c"}, {"bar": 4.0}, {"label": "d"}]
-        changes.append({"top": 6})
+        changes += [{"top": 6}, {"tick": "f"}]
         hashes = {figure(), *(figure(**change) for change in changes)}
-        assert len(hashes) == 6
+        assert len(hashes) == 7
         assert figure() in hashes
 
 

@@ -226,3 +226,24 @@ def test_a_batch_that_is_not_like_the_first_is_named():
         )
     with pytest.raises(TypeError, match="load must be a function"):
         diagnostics.batch_loader([1, 2])
+
+
+@pytest.mark.parametrize("source", [list, iter])
+def test_batches_that_end_early_are_named(source):
+    batches = source([np.ones(3, np.float32)] * 2)  # an iterator's first is the sample
+    load = batches.__getitem__ if source is list else lambda _: next(batches)
+    fetch = diagnostics.batch_loader(load)
+
+    def loss(x, number):
+        return jnp.sum(fetch(number)) * jnp.sum(x**2)
+
+    sentence = "as often as it is asked; number [12] raised (Index|StopIter)"
+    with pytest.raises(jax.errors.JaxRuntimeError, match=sentence):
+        directional_sharpness(
+            loss, jnp.ones(2), jnp.ones(2), jnp.arange(3), microbatches=3
+        )
+
+
+def test_a_loader_without_any_batch_is_refused_at_once():
+    with pytest.raises(ValueError, match="number 0 raised IndexError"):
+        diagnostics.batch_loader([].__getitem__)
