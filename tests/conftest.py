@@ -36,15 +36,10 @@ settings.register_profile("few", settings.get_profile("default"), max_examples=1
 settings.load_profile("default")
 
 
-# What depends on how XLA fuses loops; elsewhere most of the time would be compiling.
-OPTIMISED = ("test_threshold", "test_sharding", "test_tpu")
-
-
 @pytest.fixture(autouse=True)
 def fast_compilation(request):
-    """Leaves out most of XLA's optimisations, but where they are what is tested."""
-    module = getattr(request.node, "module", None)
-    optimised = module is not None and module.__name__.endswith(OPTIMISED)
+    """Leaves out most of XLA's optimisations, which take longer than they save."""
+    optimised = request.node.get_closest_marker("optimised") is not None
     jax.config.update("jax_disable_most_optimizations", not optimised)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

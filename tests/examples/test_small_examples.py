@@ -42,6 +42,7 @@ def test_an_example_fits_a_screen_and_names_its_command(name):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised  # their many steps take longer than to compile one
 @pytest.mark.parametrize("name", SMALL)
 def test_the_printed_losses_fall_and_the_last_line_is_that_of_the_index(
     name, capsys, monkeypatch

@@ -31,6 +31,7 @@ from . import reference, test_threshold
 from .factories import CORE, FACTORIES
 
 pytestmark = [
+    pytest.mark.optimised,
     pytest.mark.usefixtures("strict"),
     pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices"),
 ]

@@ -19,6 +19,7 @@ from .factories import CORE, FACTORIES
 from .test_sharding import AXIS_TYPES, SUMS_OF_LARGE, all_reduces, collectives
 
 pytest.importorskip("libtpu")
+pytestmark = pytest.mark.optimised
 
 # Enough for the search of large trees, and of two layouts.
 SHAPES = [(256, 512), (512, 256), (512,)]

@@ -29,7 +29,7 @@ from benchmarks.accelerator import (
 )
 from benchmarks.accelerator.record import Record
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY, FULL = presets.PRESETS["tiny"], presets.PRESETS["full"]
 NAMES = ["a", "b", "c"]
 STARTED = {"platform": "cpu", "made_with": {"device": "CPU"}}
