@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +13,11 @@ from jax import lax
 
 import optax_clip
 from benchmarks.harness import import_torch
+from benchmarks.shapes import Shapes
 
 FRACTION = 0.05
 INEXACT = ("fixed clip", "leaf clip")  # whose threshold is another one
 SLOW = ("jnp.sort clip", "lax.top_k clip", "torch.sort")  # one round each, the first
-
-Shapes = Sequence[tuple[int, ...]]
 
 
 class Data(NamedTuple):

@@ -32,7 +32,7 @@ settings.register_profile(
         HealthCheck.function_scoped_fixture,
     ],
 )
-settings.register_profile("few", settings.get_profile("default"), max_examples=15)
+settings.register_profile("few", settings.get_profile("default"), max_examples=8)
 settings.load_profile("default")
 
 

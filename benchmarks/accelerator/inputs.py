@@ -1,14 +1,13 @@
 """Gradients and weights, drawn on the device: a host would take minutes."""
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.accelerator.presets import Preset
-from benchmarks.contestants import Shapes
+from benchmarks.shapes import Shapes, t5_shapes
 from examples.models import t5
 
 
@@ -17,26 +16,8 @@ def tree_shapes(tree: str, preset: Preset) -> Shapes:
     coordinates = preset.coordinates[tree]
     if tree == "one leaf":
         return [(coordinates,)]
-    shapes = jax.eval_shape(lambda: t5.init(t5.T5Config(**preset.t5), 0)[1])
-    by_path = jax.tree_util.tree_leaves_with_path(shapes)
-    found = [leaf.shape for _, leaf in by_path]
-    if tree == "scanned":  # one array for all layers, as a scan over them wants
-        places = ["/".join(str(k.key) for k in path) for path, _ in by_path]
-        kinds = ["".join(c for c in place if not c.isdigit()) for place in places]
-        number = {kind: kinds.count(kind) for kind in kinds}
-        shape = dict(zip(kinds, found, strict=True))
-        found = [
-            (n, *shape[kind]) if n > 1 else shape[kind] for kind, n in number.items()
-        ]
-    scale = coordinates / sum(map(math.prod, found))
-    # Of a stack and of a matrix the rows are scaled, not the layers.
-    return [_scaled(shape, scale, stacked=tree == "scanned") for shape in found]
-
-
-def _scaled(shape: tuple[int, ...], scale: float, *, stacked: bool) -> tuple[int, ...]:
-    i = 1 if stacked and len(shape) == 3 else 0
-    rows = max(1, round(shape[i] * scale))
-    return (*shape[:i], rows, *shape[i + 1 :])
+    config = t5.T5Config(**preset.t5)
+    return t5_shapes(config, coordinates, stacked=tree == "scanned")
 
 
 def gradients(shapes: Shapes, dtype: str, seed: int = 0) -> list[jax.Array]:

@@ -25,7 +25,7 @@ def test_every_figure_is_measured_and_saved(tmp_path, capsys):
     settings = dataclasses.replace(SMALL, out=tmp_path / "new" / "selection.json")
     record = selection.main(settings, TINY)
     printed = capsys.readouterr().out
-    for row, figure in zip(record["rows"], selection.FIGURES, strict=True):
+    for row, figure in zip(record["rows"], selection.figures(), strict=True):
         assert row["figure"] == figure.name
         assert figure.name in printed
         absent = figure.name.startswith("torch") and not WITH_TORCH
@@ -74,6 +74,14 @@ def test_t5_small_is_scaled_leaf_by_leaf(coordinates):
     shapes = selection.leaf_shapes(settings, selection.T5_SMALL)
     assert len(shapes) == 131
     assert sum(map(math.prod, shapes)) == pytest.approx(coordinates, rel=0.03)
+
+
+def test_a_scanned_t5_has_one_array_for_all_layers():
+    settings = selection.Settings(layout="scanned")
+    shapes = selection.leaf_shapes(settings, selection.T5_SMALL)
+    assert sum(map(math.prod, shapes)) == 60_506_624
+    assert len(shapes) < 30
+    assert (6, 512, 512) in shapes
 
 
 def test_no_two_rounds_have_the_same_gradients():

@@ -205,6 +205,7 @@ def test_lines_past_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
     assert [step for step, _ in losses(tmp_path)] == list(range(20))
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_time_goes_on_bit_for_bit(tmp_path):
     def start(folder):
         code = (

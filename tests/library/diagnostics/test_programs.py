@@ -51,6 +51,7 @@ def test_methods_of_one_object_compile_once_and_live_with_it(rng):
     assert alive() is None
 
 
+@pytest.mark.slow
 def test_losses_made_anew_are_measured_anew_and_leave_no_memory(rng):
     x, u, batch = problems.draw_waves(rng)
     wanted = directional_sharpness(waves, x, u, batch)
