@@ -59,6 +59,13 @@ def strict():
 
 
 @pytest.fixture
+def makes_nan():
+    """NaN and infinity are made on purpose, whatever the flags."""
+    with jax.debug_nans(False), jax.debug_infs(False):
+        yield
+
+
+@pytest.fixture
 def x64():
     """Double precision inside one test."""
     with jax.enable_x64(True):

@@ -1,7 +1,6 @@
 """What several test modules share: exact and derived comparisons, trees, factories."""
 
 import contextlib
-import functools
 import logging
 
 import jax
@@ -48,17 +47,6 @@ def assert_close(actual, desired, dtype=None, ulps=16):
         assert np.shape(a) == d.shape
         a = np.asarray(a, np.float64)
         np.testing.assert_allclose(a, d, rtol=0, atol=ulps * eps * scale)
-
-
-def makes_nan(test):
-    """Marks a test that makes nan or infinity on purpose."""
-
-    @functools.wraps(test)
-    def run(*args, **options):
-        with jax.debug_nans(False), jax.debug_infs(False):
-            return test(*args, **options)
-
-    return run
 
 
 def assert_finite(tree):

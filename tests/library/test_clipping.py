@@ -16,7 +16,6 @@ from ..helpers import (
     assert_same_bits,
     compilations,
     draw_tree,
-    makes_nan,
     run,
 )
 from . import reference
@@ -221,7 +220,7 @@ def test_leaves_that_are_not_there_are_not_counted(nothing, scope, rng):
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_a_nan_stays_where_it_is_and_never_becomes_the_threshold(scope):
     g = {"a": jnp.array([1.0, -2.0, np.nan, 4.0]), "b": jnp.array([8.0, 0.5])}
     updates, state = clip_once(g, 0.5, scope=scope)
@@ -345,7 +344,7 @@ def test_a_numerator_is_clipped_by_any_factor(values, expected, dtype):
     assert_close(updates[2], np.asarray(expected), ulps=2)
 
 
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_a_complex_number_of_infinite_modulus_keeps_its_phase():
     g = jnp.array([3e38 + 3e38j, 2.0, 1.0, complex(np.inf, -np.inf)], jnp.complex64)
     updates, _ = clip_once(g, 0.5)
@@ -731,7 +730,7 @@ def test_numerator_clip_hands_params_and_extra_arguments_inwards(rng):
     ],
     ids=["adam", "adafactor", "scale", "rms", "factored"],
 )
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_a_coordinate_without_gradient_stays_in_half_precision(factory, dtype):
     """Epsilons of 1e-8 and 1e-30 are 0 there, and so are second moments."""
     params = {"embedding": jnp.ones((6, 4), dtype)}
@@ -792,7 +791,7 @@ def test_the_derivative_of_a_normalized_block_of_zeros_is_zero():
 @pytest.mark.parametrize(
     "dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e4m3b11fnuz"]
 )
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_floats_of_eight_bits_clip_right(dtype):
     g = jnp.array([240.0, -240.0, 30.0, -28.0, 1.0, 2.0, 3.0, 0.0]).astype(dtype)
     g = jnp.where(jnp.isfinite(g.astype(jnp.float32)), g, jnp.asarray(28.0, dtype))

@@ -22,7 +22,6 @@ from ..helpers import (
     avals,
     compilations,
     draw_tree,
-    makes_nan,
     run,
 )
 from .factories import (
@@ -407,7 +406,7 @@ def test_zero_gradients_give_zero_updates_in_bfloat16(name, rng):
 
 
 @every_factory
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_a_nan_never_leaves_its_own_leaf(name, rng):
     g = draw_tree(rng)
     bad = {**g, "kernel": g["kernel"].at[1, 2].set(jnp.nan)}
@@ -447,7 +446,7 @@ def test_an_empty_tree_is_no_reason_to_fail(name, tree):
 
 
 @core_factories
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_an_empty_leaf_changes_nothing_else(name, rng):
     tx, g = FACTORIES[name](), draw_tree(rng)
     holed = {**g, "empty": jnp.zeros((0, 3))}

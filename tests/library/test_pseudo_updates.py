@@ -16,7 +16,6 @@ from ..helpers import (
     avals,
     compilations,
     draw_tree,
-    makes_nan,
     run,
 )
 from . import reference
@@ -204,7 +203,7 @@ def test_pseudo_updates_start_from_the_states_of_a_checkpoint(rng):
     assert_close(found, alone.updates)
 
 
-@makes_nan  # the flag keeps what is donated
+@pytest.mark.usefixtures("makes_nan")  # the flag keeps what is donated
 def test_donated_steps_leave_the_pseudo_updates_alone(rng):
     twins = PLAIN | {"twin": PLAIN["SGD"], "gradient": optax.identity()}
     optimizer, gradient, state, params = moving(rng, twins)

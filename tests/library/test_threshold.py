@@ -19,7 +19,7 @@ from optax_clip._threshold import counts, order_statistic, rows
 from ..helpers import assert_close, assert_same_bits
 from . import reference
 
-pytestmark = [pytest.mark.usefixtures("strict"), pytest.mark.optimised]
+pytestmark = [pytest.mark.usefixtures("strict", "makes_nan"), pytest.mark.optimised]
 
 F16, F32, F64, BF16 = np.float16, np.float32, np.float64, ml_dtypes.bfloat16
 

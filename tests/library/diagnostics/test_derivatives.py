@@ -14,7 +14,6 @@ import optax_clip
 from optax_clip import diagnostics
 from optax_clip.diagnostics import directional_derivatives, directional_sharpness
 
-from ...helpers import makes_nan
 from . import problems
 from .problems import quadratic, transformer_loss, waves
 
@@ -141,7 +140,7 @@ def test_without_convexity_there_is_no_newton_step():
             assert with_sharpness(sharpness).predicted_decrease == jnp.inf
 
 
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_a_sharpness_of_nan_has_a_newton_step_of_nan():
     numbers = [jnp.float32(x) for x in (1.0, -1.0, jnp.nan, 1.0)]
     assert jnp.isnan(diagnostics.DirectionalDerivatives(*numbers).newton_step)
@@ -342,7 +341,7 @@ def test_many_streamed_directions_equal_the_whole_batch(small):
         np.testing.assert_allclose(got[name], wanted[name], rtol=1e-10)
 
 
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_parts_without_tokens_do_not_poison_the_mean(small):
     params, u, batch = small
     # Of two parts the second takes the odd rows, which have no weight.
@@ -479,7 +478,7 @@ ONE = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
         ({"c": jnp.ones(3)}, r"structure of params: unexpected \['c'\]"),
     ],
 )
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_a_wrong_direction_is_named(change, match):
     refuses(match, ONE, ONE | change)
     refuses("direction 'mine'", ONE, {"fine": ONE, "mine": ONE | change})
@@ -496,7 +495,7 @@ def test_a_missing_leaf_and_another_container_are_named():
     refuses("expected PyTreeDef", (jnp.ones(2),), [jnp.ones(2)])
 
 
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_traced_zero_directions_give_nan():
     s = jax.jit(lambda u: directional_sharpness(sum_of_squares, ONE, u))
     assert jnp.isnan(s(jax.tree.map(jnp.zeros_like, ONE)))
@@ -516,7 +515,7 @@ def test_a_loss_that_is_not_one_finite_scalar_is_refused():
     refuses("must be a function", ONE, ONE, loss=3.0, error=TypeError)
 
 
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_a_loss_of_nan_is_refused():
     refuses("finite; got", ONE, ONE, loss=lambda x: jnp.nan * jnp.sum(x["b"]))
 

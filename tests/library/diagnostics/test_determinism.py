@@ -7,14 +7,13 @@ import pytest
 
 from optax_clip import diagnostics
 
-from ...helpers import makes_nan
 from . import problems
 from .problems import waves
 
 pytestmark = pytest.mark.usefixtures("strict")
 
 
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_a_deterministic_loss_passes_even_where_it_is_not_a_number(rng):
     x, _, batch = problems.draw_waves(rng)
     diagnostics.check_deterministic(waves, x, batch)

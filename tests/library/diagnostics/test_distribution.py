@@ -8,8 +8,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_clip.diagnostics import Stacked, coordinate_histogram, coordinate_quantiles
 
-from ...helpers import makes_nan
-
 pytestmark = pytest.mark.usefixtures("strict")
 
 EDGES = np.asarray(np.logspace(-3, 1, 9), np.float32)
@@ -40,7 +38,7 @@ def test_counts_are_those_of_numpy(rng, dtype):
     check(jax.jit(coordinate_histogram)(tree, EDGES), magnitudes(tree))
 
 
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_edges_belong_to_their_bins_and_what_has_no_bin_is_reported():
     special = np.array([0, np.inf, -np.inf, np.nan, 1e30], np.float32)
     values = np.concatenate([EDGES, np.nextafter(EDGES, 0), -EDGES, special])

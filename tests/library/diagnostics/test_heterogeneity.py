@@ -7,7 +7,6 @@ import pytest
 
 from optax_clip import diagnostics
 
-from ...helpers import makes_nan
 from . import problems
 from .problems import quadratic
 
@@ -108,7 +107,7 @@ def test_bad_input_is_named():
         diagnostics.hessian_complexity(zero, h)
 
 
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_what_is_not_finite_is_named():
     x, h = {"a": jnp.ones(3), "b": jnp.ones(2)}, {"a": 1.0, "b": 2.0}
     for values in ([np.nan, 1.0], [np.inf, 1.0]):

@@ -10,7 +10,6 @@ import pytest
 from optax_clip import diagnostics
 from optax_clip.diagnostics import line_scan, loss_along
 
-from ...helpers import makes_nan
 from . import problems
 from .problems import quadratic, tokens, transformer_loss, waves
 
@@ -102,7 +101,7 @@ def test_an_ascent_direction_ends_after_the_last_refinement():
     assert (scan.lowest_step, scan.decrease) == (0, 0)
 
 
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_nan_counts_as_above_the_start():
     scan = line_scan(
         lambda x: -jnp.sqrt(x), jnp.array(0.0), jnp.array(-1.0), spacing=1.0
@@ -148,7 +147,7 @@ along_ones = functools.partial(loss_along, steps=jnp.ones(1))
 scan_ones = functools.partial(line_scan, spacing=1.0)
 
 
-@makes_nan
+@pytest.mark.usefixtures("makes_nan")
 def test_a_loss_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="finite; got"):
         line_scan(lambda x: jnp.sum(x) / 0, jnp.ones(2), jnp.ones(2), spacing=1.0)
