@@ -59,8 +59,9 @@ def _products(inner: optax.GradientTransformation) -> Iterator[str]:
     """Yields what an update of one small matrix computes with whole matrices."""
     matrix = jax.ShapeDtypeStruct((2, 2), jnp.float32)
     try:
-        state = jax.eval_shape(inner.init, matrix)
-        traced = jax.make_jaxpr(inner.update)(matrix, state, matrix)
+        with jax.numpy_dtype_promotion("standard"):  # which types is not the question
+            state = jax.eval_shape(inner.init, matrix)
+            traced = jax.make_jaxpr(inner.update)(matrix, state, matrix)
     except Exception:  # it is made for other trees: nothing is known
         return
     yield from _of_matrices(traced.jaxpr)

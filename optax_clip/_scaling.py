@@ -175,13 +175,14 @@ def scale_by_clipped_adam(
         mu = optax.tree.update_moment(clipped, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         count = jnp.asarray(optax.safe_increment(state.count))
+        steps = count.astype(float)  # b1**count would promote an integer
         if nesterov:
-            ahead = optax.tree.bias_correction(mu, b1, optax.safe_increment(count))
-            now = optax.tree.bias_correction(clipped, b1, count)
+            ahead = optax.tree.bias_correction(mu, b1, steps + 1)
+            now = optax.tree.bias_correction(clipped, b1, steps)
             mu_hat = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, ahead, now)
         else:
-            mu_hat = optax.tree.bias_correction(mu, b1, count)
-        nu_hat = optax.tree.bias_correction(nu, b2, count)
+            mu_hat = optax.tree.bias_correction(mu, b1, steps)
+        nu_hat = optax.tree.bias_correction(nu, b2, steps)
         scaled = jax.tree.map(
             lambda m, v: jnp.where(m == 0, m, m / (jnp.sqrt(v + eps_root) + eps)),
             mu_hat,
@@ -211,8 +212,9 @@ def interpolate_momentum(
     def update_fn(updates, state, params=None):
         del params
         check_leaves(updates, "clipped_lion")
-        mixed = jax.tree.map(lambda g, m: (1.0 - b1) * g + b1 * m, updates, state.mu)
-        mu = optax.tree.update_moment(updates, state.mu, b2, 1)
+        with jax.numpy_dtype_promotion("standard"):  # of a moment in another type
+            mixed = jax.tree.map(lambda g, m: (1 - b1) * g + b1 * m, updates, state.mu)
+            mu = optax.tree.update_moment(updates, state.mu, b2, 1)
         count = optax.safe_increment(state.count)
         return mixed, optax.ScaleByLionState(count, optax.tree.cast(mu, mu_dtype))
 

@@ -182,8 +182,11 @@ def _reached(words: jax.Array, probes: jax.Array) -> jax.Array:
     number, keys = _inside(words)
     none = jnp.asarray(-1, words.dtype)
     keys = [jnp.where(number > i, key, none) for i, key in enumerate(keys)]
-    reached = [[key >= probe[:, None] for key in keys] for probe in probes.T]
-    return row_sums(*(x.astype(jnp.uint32) + y + z for x, y, z in reached))
+    reached = [
+        [(key >= probe[:, None]).astype(jnp.uint32) for key in keys]
+        for probe in probes.T
+    ]
+    return row_sums(*(x + y + z for x, y, z in reached))
 
 
 def _summaries(

@@ -84,7 +84,7 @@ def update_clipped_adam(learning_rate, fraction=0.05, *, scope="global"):
 
 def relative_step(count):
     """Adafactor's learning rate of its own, with Optax's count from zero."""
-    return jnp.minimum(1e-2, 1 / jnp.sqrt(count + 1.0))
+    return jnp.minimum(1e-2, 1 / jnp.sqrt(jnp.asarray(count, float) + 1))
 
 
 def signless_lion(learning_rate, b1=0.9, b2=0.99):

@@ -507,7 +507,9 @@ def test_flax_nnx_states_work(name):
     model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
     params = nnx.state(model, nnx.Param)
     tx = FACTORIES[name]()
-    grads = jax.tree.map(lambda p: jnp.sin(jnp.arange(p.size)).reshape(p.shape), params)
+    grads = jax.tree.map(
+        lambda p: jnp.sin(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params
+    )
     updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert avals(state) == avals(tx.init(params))

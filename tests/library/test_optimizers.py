@@ -198,7 +198,7 @@ def test_a_learning_rate_schedule_starts_at_count_zero(name):
 
 def test_adafactor_takes_a_schedule_in_place_of_its_relative_step():
     params, grads = problem("float32")
-    tx = optax_clip.clipped_adafactor(lambda t: 1e-2 + 0.0 * t, fraction=0.25)
+    tx = optax_clip.clipped_adafactor(lambda _: jnp.float32(1e-2), fraction=0.25)
     history, _ = run(tx, grads, params)
     # The relative step is 1e-2 until step 10,000.
     expected = reference.adafactor([wide(g) for g in grads], wide(params), None, 0.25)

@@ -310,7 +310,11 @@ def test_a_missing_parameter_tree_is_refused_when_a_shadow_needs_it(rng):
 def test_what_has_no_gradient_has_no_update():
     """Integers have gradients of float0, which masked optimizers hand through."""
     params = {"base": jnp.ones(3, jnp.int8), "w": jnp.ones(3)}
-    g = jax.grad(lambda p: jnp.sum(p["base"] * p["w"] ** 2), allow_int=True)(params)
+
+    def loss(p):
+        return jnp.sum(p["base"].astype(float) * p["w"] ** 2)
+
+    g = jax.grad(loss, allow_int=True)(params)
     masked = optax.masked(optax.sgd(1.0), {"base": False, "w": True})
     tx = optax_clip.pseudo_updates({"SGD": masked})
     _, state = tx.update(g, tx.init(params), params)

@@ -147,7 +147,7 @@ def test_the_search_for_collectives_finds_an_all_gather(rng):
 @meshes
 def test_a_sharded_schedule_has_the_bits_of_one_device(axis_type, rng):
     grads = [draw_tree(rng, jnp.float32, SHAPES) for _ in range(4)]
-    tx = optax_clip.clip_top_k_coordinates(lambda count: 0.125 + 0.125 * count)
+    tx = optax_clip.clip_top_k_coordinates(lambda count: (1 + count.astype(float)) / 8)
 
     def follow(grads):
         state, history, update = tx.init(grads[0]), [], jax.jit(tx.update)
@@ -387,7 +387,7 @@ def test_a_schedule_in_shards(where, rng):
         for k, shape in {"a": (16, 8), "b": (8,), "c": ()}.items()
     }
     specs = {"a": P(None, "data", "model"), "b": P(None, "data"), "c": P()}
-    tx = optax_clip.clip_top_k_coordinates(lambda count: 0.125 + 0.125 * count)
+    tx = optax_clip.clip_top_k_coordinates(lambda count: (1 + count.astype(float)) / 8)
 
     def follow(grads):
         def step(state, g):

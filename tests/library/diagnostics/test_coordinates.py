@@ -56,6 +56,6 @@ def test_bad_input_is_named():
     with pytest.raises(TypeError, match="fraction must be one number; got 'half'"):
         diagnostics.top_coordinates(x, "half")
     with pytest.raises(TypeError, match="the one at n is int32"):
-        diagnostics.top_coordinates({"n": jnp.arange(2)}, 0.5)
+        diagnostics.top_coordinates({"n": jnp.arange(2, dtype=jnp.int32)}, 0.5)
     with pytest.raises(TypeError, match="mask must be boolean"):
         diagnostics.mask_persistence(x, x)

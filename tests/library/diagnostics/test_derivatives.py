@@ -472,8 +472,8 @@ ONE = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
     ("change", "match"),
     [
         ({"b": jnp.ones(4)}, r"direction\['b'\].*expected \(3,\), got \(4,\)"),
-        ({"b": np.array([0, np.nan, 0], "f")}, r"direction\['b'\] .*not finite"),
-        ({"b": np.full(3, -np.inf, "f")}, r"direction\['b'\] .*not finite"),
+        ({"b": jnp.array([0, np.nan, 0])}, r"direction\['b'\] .*not finite"),
+        ({"b": jnp.full(3, -np.inf)}, r"direction\['b'\] .*not finite"),
         ({"b": jnp.zeros(3), "w": jnp.zeros((2, 3))}, "zero in every coordinate"),
         ({"c": jnp.ones(3)}, r"structure of params: unexpected \['c'\]"),
     ],
@@ -486,7 +486,7 @@ def test_a_wrong_direction_is_named(change, match):
 
 def test_a_direction_of_another_dtype_is_named():
     whole, half = (ONE | {"b": jnp.ones(3, dtype)} for dtype in ("int32", "bfloat16"))
-    refuses(r"direction\['b'\].*float32, got int32", ONE, whole, error=TypeError)
+    refuses(r"direction\['b'\].*float.*, got int32", ONE, whole, error=TypeError)
     refuses(r"direction\['b'\].*bfloat16.*cast_like", ONE, half, error=TypeError)
 
 
@@ -502,7 +502,7 @@ def test_traced_zero_directions_give_nan():
 
 
 def test_parameters_that_have_no_hessian_are_refused():
-    whole = {"n": jnp.arange(2)}
+    whole = {"n": jnp.arange(2, dtype=jnp.int32)}
     refuses(r"params\['n'\].*int32.*where", whole, whole, error=TypeError)
     refuses("no leaves", {}, {})
     refuses("selects no leaf", ONE, ONE, where=lambda path: "x" in path)

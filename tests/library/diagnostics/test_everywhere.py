@@ -156,7 +156,11 @@ def only(path):
 @pytest.mark.parametrize("name", WITH_LOSS)
 def test_leaves_that_are_left_out_may_be_anything(rng, name, jit):
     x, u, batch = problems.draw_waves(rng)
-    extra = {"rng": jax.random.key(1), "count": jnp.array(3), "ids": np.arange(3)}
+    extra = {
+        "rng": jax.random.key(1),
+        "count": jnp.array(3, jnp.int32),
+        "ids": np.arange(3),
+    }
     no_gradient = {
         "rng": np.zeros((), jax.dtypes.float0),
         "count": np.zeros((), jax.dtypes.float0),
