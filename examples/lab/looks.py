@@ -39,7 +39,7 @@ COLOURS = {
     "adam_eps_1e-4": "#56B4E9",
     "adam_eps_1e-2": "#8FCFF2",
     "adam_eps_1": "#C0E4F8",
-    "sgd_per_leaf": "#009E73",
+    "sgd_per_leaf": "#999933",
 }
 _STYLE = {
     "font.size": 10,
