@@ -262,7 +262,7 @@ def test_a_file_of_pairs_ends_in_a_report_that_counts_its_blank_lines(
     settings = _settings(
         init,
         tmp_path / "run",
-        optimizer=("sgd",),
+        optimizer=("clipped_sgd",),
         learning_rate=0.1,
         pairs=tmp_path / "pairs.tsv",
     )

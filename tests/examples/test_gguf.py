@@ -478,6 +478,7 @@ PYTHON_IDS = [
     not (packages.cache() / pretrained_llama.SMOLLM2.name).is_file(),
     reason="SmolLM2 has not been fetched: examples.models.pretrained_llama does it",
 )
+@pytest.mark.slow
 def test_smollm2_knows_the_capital_of_france_and_its_tokens():
     config, graphdef, params, words, _ = pretrained_llama.load("smollm2")
     assert config == dataclasses.replace(llama.LlamaConfig(), eos_token_id=2)
