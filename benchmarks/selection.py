@@ -53,7 +53,6 @@ class Settings:
 
 LEAVES = {"one-leaf": 1, "thousand-leaves": 1000, "ten-thousand-leaves": 10_000}
 OURS = "global clip"
-STEP = "training step, clipped / not"
 # Seconds to compile a global clip and one of each leaf, at most.
 COMPILE = {"scanned": (1, 1), "thousand-leaves": (4, 4)}
 

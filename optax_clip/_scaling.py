@@ -172,22 +172,23 @@ def scale_by_clipped_adam(
         del params, extra_args
         clip_state = clipper.measure(updates, state.clip_state)
         clipped = clipper.clip(updates, clip_state)
-        mu = optax.tree.update_moment(clipped, state.mu, b1, 1)
-        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
-        count = jnp.asarray(optax.safe_increment(state.count))
-        steps = count.astype(float)  # b1**count would promote an integer
-        if nesterov:
-            ahead = optax.tree.bias_correction(mu, b1, steps + 1)
-            now = optax.tree.bias_correction(clipped, b1, steps)
-            mu_hat = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, ahead, now)
-        else:
-            mu_hat = optax.tree.bias_correction(mu, b1, steps)
-        nu_hat = optax.tree.bias_correction(nu, b2, steps)
-        scaled = jax.tree.map(
-            lambda m, v: jnp.where(m == 0, m, m / (jnp.sqrt(v + eps_root) + eps)),
-            mu_hat,
-            nu_hat,
-        )
+        # Moments in another type promote, and so does b1**count.
+        with jax.numpy_dtype_promotion("standard"):
+            mu = optax.tree.update_moment(clipped, state.mu, b1, 1)
+            nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+            count = jnp.asarray(optax.safe_increment(state.count))
+            if nesterov:
+                ahead = optax.tree.bias_correction(mu, b1, optax.safe_increment(count))
+                now = optax.tree.bias_correction(clipped, b1, count)
+                mu_hat = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, ahead, now)
+            else:
+                mu_hat = optax.tree.bias_correction(mu, b1, count)
+            nu_hat = optax.tree.bias_correction(nu, b2, count)
+            scaled = jax.tree.map(
+                lambda m, v: jnp.where(m == 0, m, m / (jnp.sqrt(v + eps_root) + eps)),
+                mu_hat,
+                nu_hat,
+            )
         mu = optax.tree.cast(mu, mu_dtype)
         nu = optax.tree.cast_like(nu, state.nu)
         return scaled, ScaleByClippedAdamState(count, mu, nu, clip_state)
@@ -212,9 +213,8 @@ def interpolate_momentum(
     def update_fn(updates, state, params=None):
         del params
         check_leaves(updates, "clipped_lion")
-        with jax.numpy_dtype_promotion("standard"):  # of a moment in another type
-            mixed = jax.tree.map(lambda g, m: (1 - b1) * g + b1 * m, updates, state.mu)
-            mu = optax.tree.update_moment(updates, state.mu, b2, 1)
+        mixed = jax.tree.map(lambda g, m: (1.0 - b1) * g + b1 * m, updates, state.mu)
+        mu = optax.tree.update_moment(updates, state.mu, b2, 1)
         count = optax.safe_increment(state.count)
         return mixed, optax.ScaleByLionState(count, optax.tree.cast(mu, mu_dtype))
 
@@ -230,7 +230,8 @@ def keep_dtype(
     inner = optax.chain(*steps)
 
     def update_fn(updates, state, params=None, **extra_args):
-        new_updates, state = inner.update(updates, state, params, **extra_args)
+        with jax.numpy_dtype_promotion("standard"):
+            new_updates, state = inner.update(updates, state, params, **extra_args)
         return optax.tree.cast_like(new_updates, updates), state
 
     return [optax.GradientTransformationExtraArgs(inner.init, update_fn)]

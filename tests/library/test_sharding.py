@@ -32,7 +32,7 @@ from .factories import CORE, FACTORIES
 
 pytestmark = [
     pytest.mark.optimised,
-    pytest.mark.usefixtures("strict", "makes_nan"),
+    pytest.mark.usefixtures("strict"),
     pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices"),
 ]
 
