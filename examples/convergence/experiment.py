@@ -138,6 +138,8 @@ class Settings(by_name.Choice):
     fractions: tuple[float, ...] | None = None
     """Several, for each of the optimizers that clips; without them, --fraction, and for
     clipped SGD those of the preset too."""
+    batch_size: int | None = None
+    """Examples in a batch; without it, that of the preset."""
     run: Path | None = None
     """The run folder; without it, runs/convergence/TASK."""
     resume: bool = False
@@ -148,13 +150,16 @@ class Settings(by_name.Choice):
         check_names(self.optimizer)
         for fraction in (self.fraction, *(self.fractions or ())):
             check_fraction(fraction)
+        run_folder.check_counts(self)
 
     def folder(self) -> Path:
         model = f"-{self.init}" if self.init in _OTHERS else ""
         return self.run or Path("runs/convergence") / (self.task + model)
 
     def sizes(self) -> Preset:
-        return _OTHERS.get(self.init or "", {}).get(self.preset, PRESETS[self.preset])
+        own = _OTHERS.get(self.init or "", {})
+        sizes = own.get(self.preset, PRESETS[self.preset])
+        return sizes._replace(batch_size=self.batch_size or sizes.batch_size)
 
     def contenders(self) -> list[sweep.Contender]:
         """The optimizers, and clipped SGD at other fractions if it is among them.

@@ -98,7 +98,7 @@ def check_counts(settings: Any, prefix: str = "--") -> None:
     """Refuses integers below 1, a seed below 0, by the name of their option."""
     for field in dataclasses.fields(settings):
         value, least = getattr(settings, field.name), 0 if field.name == "seed" else 1
-        if field.type is int and value < least:
+        if field.type in (int, int | None) and value is not None and value < least:
             flag = prefix + field.name.replace("_", "-")
             raise ValueError(f"{flag} must be at least {least}; got {value}.")
 
