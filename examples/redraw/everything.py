@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tyro
 
+from examples.convergence import batch_sizes
 from examples.convergence import report as convergence
 from examples.factors import report as factors
 from examples.finetune_t5 import report as finetune_t5
@@ -32,6 +33,7 @@ MAKERS: Mapping[str, Callable[[Path], list[Path]]] = {
     "examples/results/sharpness/*/summary.json": sharpness.remake,
     "examples/results/heterogeneity/*/summary.json": heterogeneity.remake,
     "examples/results/convergence/*/settings.json": convergence.write,
+    "examples/results/batch_size/*/settings.json": convergence.write,
     "examples/results/factors/settings.json": factors.write,
     "examples/results/stability/*/settings.json": stability.write,
     "examples/results/finetune_t5/summary.json": finetune_t5.write,
@@ -62,6 +64,8 @@ def make(root: Path) -> list[Path]:
         for path in sorted(root.glob(pattern)):
             made += maker(path.parent)
     made += [verdict(root / folder) for folder, verdict in VERDICTS.items()]
+    if (folder := root / "examples/results/batch_size").is_dir():
+        made += batch_sizes.main(folder)
     return [*made, *blocks.write(root)]
 
 

@@ -11,6 +11,7 @@ from examples.lab import paper
 from examples.lab.directions import finite_mean
 from examples.lab.optimizers import label
 from examples.lab.tables import Table
+from examples.sharpness import step_curvature
 from examples.tasks import by_name
 
 Summary = dict[str, Any]
@@ -92,6 +93,7 @@ def claims(runs: Sequence[Summary]) -> Table:
             ]
         )
     rows += _trajectories(runs)
+    rows += step_curvature.agreement(runs)
     rows += [_stability(run) for run in runs]
     for run in runs:
         for key, kind in _CORRELATIONS.items():

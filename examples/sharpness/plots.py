@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from examples.lab import looks, paper, tables
 from examples.lab.optimizers import LONG_VERSION, PAPER, label
+from examples.sharpness import step_curvature
 from examples.tasks import by_name
 
 Summary = Mapping[str, Any]
@@ -145,6 +146,11 @@ def _momentum(summary: Summary, figure: Figure) -> None:
     axes.set_title(f"SGD's momentum: {subject(summary)}\n{of}")
 
 
+def _step_curvature(summary: Summary, figure: Figure) -> None:
+    step_curvature.draw(summary, figure)
+    figure.suptitle(f"Is the point like the step? {subject(summary)}")
+
+
 def _has(key: str) -> Callable[[Summary], bool]:
     """Whether every direction of every epoch has a number."""
 
@@ -177,6 +183,15 @@ _PAINTERS: Mapping[str, _Painter] = {
         _has("decrease"),
         "The largest decrease of the loss along each direction, at one batch of each "
         "measured epoch; hatched: clipped.",
+    ),
+    "step_curvature": _Painter(
+        _step_curvature,
+        (7.6, 6.8),
+        step_curvature.has,
+        "The mean curvature over a step, from losses alone, over the curvature at the "
+        "point where it begins: 1 on a parabola, in the band within a factor of "
+        f"{step_curvature.AGREES}. Where the loss falls along no direction there is no "
+        "panel.",
     ),
     "momentum": _Painter(
         _momentum,

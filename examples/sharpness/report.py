@@ -24,7 +24,7 @@ from examples.lab import (
 )
 from examples.lab.directions import finite_mean, ratio
 from examples.lab.optimizers import label
-from examples.sharpness import plots
+from examples.sharpness import plots, step_curvature
 from examples.sharpness.tables import make_tables
 from examples.tasks import by_name
 
@@ -115,6 +115,7 @@ def _of_direction(name: str, lines: Sequence[Line], shown: Line | None) -> Line:
             "decrease": decrease,
             "rho": decrease / predicted if predicted else None,
             "curve": curve,
+            "step_curvature": step_curvature.ratios(curve, shown["sharpness"][name]),
         }
     return row
 

@@ -7,7 +7,7 @@ from examples.lab import paper
 from examples.lab.directions import finite_mean
 from examples.lab.optimizers import LONG_VERSION, PAPER, label
 from examples.lab.tables import Table
-from examples.sharpness import claims
+from examples.sharpness import claims, step_curvature
 from examples.sharpness.kinds import KINDS
 
 Summary = dict[str, Any]
@@ -65,6 +65,8 @@ def make_tables(summary: Summary) -> list[Table]:
         ),
         _landscapes(summary),
     ]
+    if step_curvature.has(summary):
+        found.append(step_curvature.table(summary))
     if "split" in summary:
         found.append(_split(summary))
     if summary["correlation"]:

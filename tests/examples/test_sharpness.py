@@ -15,7 +15,7 @@ from examples.data.batching import count
 from examples.lab import held_out, log, paper, steps
 from examples.lab.directions import with_pseudo_updates
 from examples.lab.optimizers import LONG_VERSION, PAPER
-from examples.sharpness import correlation, kinds
+from examples.sharpness import correlation, kinds, step_curvature
 from examples.sharpness import experiment as sharpness
 from examples.sharpness import one_at_a_time as walks
 from examples.sharpness import report as sharpness_report
@@ -283,6 +283,24 @@ def test_the_papers_own_sizes_are_those_of_a_program(micro_t5):
     assert set(derived) == {*PAPER, *LONG_VERSION}
 
 
+def test_the_curvature_of_a_step_is_that_of_the_losses():
+    # A cubic: L(t) = 3 - t + t^2 / 2 + t^3, with its Newton step at 1.
+    steps = [0.0, 0.5, 1.0]
+    curve = {"steps": steps, "losses": [3 - t + t**2 / 2 + t**3 for t in steps]}
+    measured = {"slope": -1.0, "newton_step": 1.0}
+    found = step_curvature.ratios(curve, measured)
+    assert found == [[0.5, 2.0], [1.0, 3.0]]
+    assert step_curvature.at(found, 0.5) == 2.0
+    assert step_curvature.at(found, 0.125) is None
+
+
+@pytest.mark.parametrize(("slope", "newton_step"), [(1.0, 1.0), (-1.0, -2.0)])
+def test_a_line_without_a_newton_step_has_no_curvature_of_it(slope, newton_step):
+    curve = {"steps": [0.0, 1e-6], "losses": [3.0, 3.0]}
+    measured = {"slope": slope, "newton_step": newton_step}
+    assert step_curvature.ratios(curve, measured) is None
+
+
 @pytest.mark.parametrize("task", ["translation", "masked_lm"])
 @pytest.mark.parametrize("trajectory", ["sgd", "adam"])
 def test_five_batches_of_each_epoch_are_measured_that_of_the_figure_among_them(
@@ -343,6 +361,7 @@ def test_a_gradient_in_microbatches_is_that_of_the_whole_batch(rng):
         ({"fraction": 1.0}, r"--fraction must be in \[0, 1\); got 1.0"),
         ({"learning_rate": -1.0}, "--learning-rate must be positive; got -1.0"),
         ({"batch_size": 3}, "--batch-size must be a multiple of 2, .* got 3"),
+        ({"batch_size": 0}, "--batch-size must be at least 1; got 0"),
         (
             {"batch_size": 4_000, "dataset": "en_fr"},
             "expected at least 8,000 training examples",
