@@ -10,6 +10,7 @@ again by `examples.convergence.report`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -18,7 +19,15 @@ from rich.console import Console
 
 from examples.convergence import report
 from examples.data.batching import Arrays
-from examples.lab import command_line, contest, held_out, run_folder, sweep
+from examples.lab import (
+    command_line,
+    contest,
+    held_out,
+    run_folder,
+    sweep,
+    token_frequency,
+)
+from examples.lab.files import Line
 from examples.lab.log import Log
 from examples.lab.optimizers import (
     OPTIMIZERS,
@@ -29,8 +38,10 @@ from examples.lab.optimizers import (
     is_clipped,
     state_bytes,
 )
+from examples.lab.steps import Params
 from examples.models import pretrained_llama, scratch_llama
 from examples.tasks import by_name
+from examples.tasks.llama import LlamaTask
 from examples.tasks.task import Task
 
 
@@ -60,6 +71,7 @@ _FRACTIONS = 0.001, 0.01, 0.2, 0.5, 0.9
 PRESETS = {
     "tiny": Preset(2, 2, 20, 3, (0.5,), 2, 4, 1),
     "laptop": Preset(100, 16, 40, 3, _FRACTIONS, 64, 192, sweep.TAIL),
+    "long": Preset(2000, 16, 40, 3, _FRACTIONS, 64, 192, 100),
     "paper": Preset(200, 1024, 512, 3, _FRACTIONS, 1024, 1024, sweep.TAIL),
 }
 # SmolLM2 has a hundred times the parameters of the project's own models. What begins
@@ -71,6 +83,7 @@ _OTHERS = {
     },
     scratch_llama.NAME: {
         "laptop": Preset(250, 16, 32, 3, (0.01, 0.2, 0.5, 0.9), 256, 768, sweep.TAIL),
+        "long": Preset(2000, 16, 32, 3, (0.2,), 256, 768, 100),
     },
 }
 # Where the search begins there, with its own half-decades: near the best rates of a
@@ -131,8 +144,9 @@ class Settings(by_name.Choice):
         tuple[str, ...],
         tyro.conf.arg(help=f"One or several of {', '.join(OPTIMIZERS)}."),
     ] = (*PAPER, *TODAYS)
-    preset: Literal["tiny", "laptop", "paper"] = "laptop"
-    """Sizes: seconds, an hour or two on two cores, or the paper's own on a GPU."""
+    preset: Literal["tiny", "laptop", "long", "paper"] = "laptop"
+    """Sizes: seconds, an hour or two on two cores, the same with thousands of steps, or
+    the paper's own on a GPU."""
     fraction: float = 0.05
     """Fraction of the coordinates to clip, in [0, 1)."""
     fractions: tuple[float, ...] | None = None
@@ -202,6 +216,7 @@ def main(settings: Settings, prepared: Prepared) -> None:
     task = prepared.task
     runs = Log(folder / "runs.jsonl", sweep.said(console))
     trainings = contest.Contest(*prepared, runs=runs)
+    more = by_frequency(task)
     Log(folder / "before.jsonl", sweep.said(console)).once({}, trainings.before)
     for contender in settings.contenders():
         make = sweep.by_name(*contender)
@@ -209,11 +224,21 @@ def main(settings: Settings, prepared: Prepared) -> None:
         trainings.enter(
             contender._asdict() | {"state_bytes": size},
             sweep.trainer(task, make, settings.sizes().steps),
+            more=more,
             **settings.search(contender),
         )
         report.write(folder)
     for path in report.write(folder):
         console.print(str(path), soft_wrap=True)
+
+
+def by_frequency(task: Task) -> Callable[[Params, list[Arrays]], Line]:
+    """What the training of a language model keeps: the loss by frequency of tokens."""
+    if not isinstance(task, LlamaTask):
+        return lambda *_: {}
+    groups = token_frequency.groups_of(task.train["labels"], report.GROUPS)
+    assess = token_frequency.assessor(task, groups, report.GROUPS)
+    return lambda params, batches: {"by_frequency": assess(params, batches)}
 
 
 def prepare(settings: Settings) -> Prepared:

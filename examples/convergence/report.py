@@ -51,6 +51,7 @@ def write(folder: Path) -> list[Path]:
         [
             _ranking(best, settings),
             *([_training_loss(best, settings)] if rules.apart else []),
+            *_by_frequency(best, settings),
             sweep_table(rules.choosing(runs), rules),
         ],
         provenance.described(content["sessions"]),
@@ -205,6 +206,49 @@ def _training_loss(best: Winners, settings: Mapping[str, Any]) -> Table:
         ["optimizer", "training loss", "minus SGD's, seed by seed"],
         rows,
     )
+
+
+GROUPS = 10
+"""So many groups of tokens, from the most frequent ones to the rarest."""
+
+
+def _by_frequency(best: Winners, settings: Mapping[str, Any]) -> list[Table]:
+    """The test loss of frequent and of rare tokens, where it was kept."""
+    rules, plain = Rules.of(settings), of(best, "sgd")
+    kept = {
+        key: own
+        for key, runs in best.items()
+        if (own := [run for run in runs if run.get("by_frequency")])
+    }
+    reference = [run for run in plain if run.get("by_frequency")]
+    if not reference:
+        return []
+
+    def cells(key: tuple[str, float], runs: Sequence[Line]) -> list[str]:
+        found = []
+        for group in range(GROUPS):
+            own, others = (_of_group(of_one, group) for of_one in (runs, reference))
+            if key[0] == "sgd":
+                losses = [run["loss"] for run in own if run["loss"] is not None]
+                found.append(f"{np.mean(losses):.3f}" if losses else "-")
+                continue
+            minus = differences(own, others)
+            found.append(str(bootstrap(minus)) if minus else "-")
+        return found
+
+    return [
+        Table(
+            "Test loss by how frequent the token is: that of SGD, and the others' "
+            f"minus SGD's, seed by seed; {rules.seeds} seeds. Each group has about a "
+            "tenth of the training labels, 1 the most frequent tokens",
+            ["", *(str(1 + group) for group in range(GROUPS))],
+            [[label(*key), *cells(key, runs)] for key, runs in kept.items()],
+        )
+    ]
+
+
+def _of_group(runs: Sequence[Line], group: int) -> list[Line]:
+    return [run | {"loss": run["by_frequency"][group]} for run in runs]
 
 
 def _of_lead(

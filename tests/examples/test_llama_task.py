@@ -6,7 +6,8 @@ import optax
 import pytest
 
 from examples.data import documents, reviews, subwords
-from examples.lab import sweep
+from examples.data.batching import IGNORED
+from examples.lab import sweep, token_frequency
 from examples.models import huggingface_llama, llama, pretrained_llama, scratch_llama
 from examples.tasks import by_name
 from examples.tasks.llama import LlamaTask, make_task, rows_of
@@ -111,6 +112,35 @@ def test_the_weighted_mean_over_held_out_batches_is_the_loss_of_the_whole(folder
 
 def size(params):
     return sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(params))
+
+
+def test_tokens_are_grouped_by_how_often_they_are_labels():
+    labels = np.array([[0, 0, 0, 0, 1], [1, 2, 3, IGNORED, IGNORED]])
+    # The middles of 4, 2, 1 and 1 labels of 8 are at 2, 5, 6.5 and 7.5.
+    assert token_frequency.groups_of(labels, 2).tolist() == [0, 1, 1, 1]
+    assert token_frequency.groups_of(labels[:, ::-1], 8).tolist() == [2, 5, 6, 7]
+
+
+def test_the_loss_is_the_mean_of_the_groups_weighted_by_their_labels(folder, file):
+    task = load(choice(folder, documents=file))
+    groups = token_frequency.groups_of(task.train["labels"], 4)
+    batches = [task.batch_at(0), task.batch_at(1)]
+    losses = token_frequency.assessor(task, groups, 4)(task.params, batches)
+    labels = np.concatenate([batch["labels"].ravel() for batch in batches])
+    counts = np.bincount(groups[labels], minlength=4)
+    assert (counts > 0).all()
+    whole = np.mean([float(task.eval_loss(task.params, batch)) for batch in batches])
+    np.testing.assert_allclose(losses @ counts / counts.sum(), whole, rtol=1e-5)
+
+
+def test_a_group_without_labels_has_no_loss(folder, file):
+    task = load(choice(folder, documents=file))
+    batch = task.batch_at(0)
+    groups = np.zeros(1 + batch["labels"].max(), int)
+    found = token_frequency.assessor(task, groups, 2)(task.params, [batch])
+    whole = float(task.eval_loss(task.params, batch))
+    np.testing.assert_allclose(found[0], whole, rtol=1e-6)
+    assert found[1] is None
 
 
 def test_every_training_from_scratch_begins_with_weights_of_its_own(file, monkeypatch):
