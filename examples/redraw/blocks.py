@@ -204,6 +204,7 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "hero": ("README.md", hero_figure),
     "results": ("README.md", lambda root: table(root / _RESULTS).markdown()),
     "first_paper": ("docs/papers/pan-li.md", sentences.first_paper),
+    "step_curvature": ("docs/concepts/sharpness.md", sentences.curvature_of_steps),
     "training_loss": ("docs/papers/pan-li.md", sentences.training_loss),
     "adams_lead": ("docs/how-to/when-does-it-help.md", lead.figure),
     "fractions": ("docs/how-to/when-does-it-help.md", sentences.fractions),

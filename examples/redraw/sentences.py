@@ -10,6 +10,7 @@ from examples.lab.optimizers import label
 from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table
 from examples.lab.winners import Rules, Winners, differences, of, winners
+from examples.sharpness import step_curvature
 from examples.sharpness.claims import (
     between_trajectories,
     changes,
@@ -143,6 +144,18 @@ def second_paper(root: Path) -> str:
         "the difference, seed by seed, is above 0 (at most five seeds, whose bootstrap "
         "interval is too narrow; some runs from scratch never left the level of "
         "chance)."
+    )
+
+
+def curvature_of_steps(root: Path) -> str:
+    """Whether the curvature at a point was that of the step, in the runs of here."""
+    runs = run_folder.read_summaries(root / RESULTS / "sharpness")
+    measured = [run for run in runs if step_curvature.has(run)]
+    if not measured:
+        return "Not measured here yet."
+    return (
+        f"Here, in {len(measured)} runs of `python -m examples.sharpness` "
+        f"([verdict]({_UP}/sharpness/verdict.md)): {step_curvature.said(measured)}"
     )
 
 

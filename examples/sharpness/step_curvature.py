@@ -8,7 +8,8 @@ step.
 
     ratios(curve, measured)   # of one direction at one batch, for summary.json
     table(summary), draw(summary, figure)
-    agreement(summaries)      # how often the two agree, for the verdict
+    agreement(summaries)      # how often the two agree: rows of the verdict,
+    said(summaries)           # and a sentence
 """
 
 import math
@@ -24,7 +25,8 @@ from examples.lab.tables import Table
 
 Summary = Mapping[str, Any]
 
-SHOWN = 0.125, 0.5, 1.0  # Newton steps
+HALF = 0.5  # Newton steps
+SHOWN = 0.125, HALF, 1.0
 AGREES = 1.5  # a factor
 
 
@@ -82,27 +84,53 @@ def table(summary: Summary) -> Table:
     )
 
 
-def agreement(runs: Sequence[Summary]) -> list[list[str]]:
-    """Rows for every direction: in how many cells the whole step is like the point."""
+def by_direction(runs: Sequence[Summary]) -> dict[str, list[float]]:
+    """The ratios at half a Newton step in every cell that has one."""
     found = {
         name: [
             ratio
             for run in runs
             for cell in run["epochs"].values()
-            if (ratio := at(cell["directions"][name].get("step_curvature"), SHOWN[1]))
+            if (ratio := at(cell["directions"][name].get("step_curvature"), HALF))
         ]
         for name in (*PAPER, *LONG_VERSION)
     }
+    return {name: own for name, own in found.items() if own}
+
+
+def agreeing(ratios: Sequence[float]) -> int:
+    """How many are near 1."""
+    return sum(1 / AGREES <= ratio <= AGREES for ratio in ratios)
+
+
+def agreement(runs: Sequence[Summary]) -> list[list[str]]:
+    """Rows for every direction: in how many cells the whole step is like the point."""
     return [
         [
             f"curvature over half a Newton step / at the point, {label(name, None)}",
             "not measured",
             f"{min(own):.2g} to {max(own):.2g}, within a factor of {AGREES} in "
-            f"{sum(1 / AGREES <= x <= AGREES for x in own)} of {len(own)} cells",
+            f"{agreeing(own)} of {len(own)} cells",
         ]
-        for name, own in found.items()
-        if own
+        for name, own in by_direction(runs).items()
     ]
+
+
+def said(runs: Sequence[Summary]) -> str:
+    """The same in a sentence: all directions together, then the exceptions."""
+    found = by_direction(runs)
+    every = [ratio for own in found.values() for ratio in own]
+    exceptions = [
+        f"{label(name, None)} ({min(own):.2g} to {max(own):.2g})"
+        for name, own in found.items()
+        if agreeing(own) < len(own)
+    ]
+    text = (
+        "over half a Newton step the mean curvature was within a factor of "
+        f"{AGREES} of that at the point in {agreeing(every)} of {len(every)} cells of "
+        f"{len(found)} directions, in all {min(every):.2g} to {max(every):.2g} of it"
+    )
+    return f"{text}; not always: {', '.join(exceptions)}." if exceptions else f"{text}."
 
 
 def draw(summary: Summary, figure: Figure) -> None:
