@@ -158,7 +158,7 @@ def _leads(runs: Sequence[Run], keys: Sequence[tuple[str, float]]) -> tables.Tab
     for run in runs:
         lead = -np.mean(run.below_sgd(adam)) if adam and run.below_sgd(adam) else 0.0
         shares = [
-            f"{-np.mean(found) / lead:.0%}"
+            f"{round(-np.mean(found) / lead, 2) + 0:.0%}"  # no -0%
             if lead > 0 and (found := run.below_sgd(key))
             else "-"
             for key in others
@@ -194,13 +194,16 @@ def _draw(
     runs: Sequence[Run], keys: Sequence[tuple[str, float]], figure: Figure
 ) -> None:
     axes = figure.subplots()
-    for key in keys:
+    names = [name for name, _ in keys]
+    for i, key in enumerate(keys):
         found = {run.batch_size: run.below_sgd(key) for run in runs}
         found = {size: own for size, own in found.items() if own}
         means = np.asarray([np.mean(own) for own in found.values()])
         ends = [[min(own), max(own)] for own in found.values()]
         bars = np.abs(np.asarray(ends).T - means)
         marks = looks.dots(key[0]) | looks.look(*key)
+        if key[0] in names[:i]:  # at another fraction
+            marks["linestyle"] = ":"
         axes.errorbar([*found], means, bars, capsize=3, **marks)
     axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
     axes.set_xscale("log", base=2)

@@ -64,7 +64,7 @@ def make(root: Path) -> list[Path]:
         for path in sorted(root.glob(pattern)):
             made += maker(path.parent)
     made += [verdict(root / folder) for folder, verdict in VERDICTS.items()]
-    if (folder := root / "examples/results/batch_size").is_dir():
+    for folder in root.glob("examples/results/batch_size"):
         made += batch_sizes.main(folder)
     return [*made, *blocks.write(root)]
 
