@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from optax_clip._threshold.keys import (
+    clip_magnitude,
     common_dtype,
     convert,
     infinity_key,
     magnitude_key,
-    with_sign_of,
 )
 from optax_clip._trees import promoted
 
@@ -44,8 +44,9 @@ def clip_to(leaf: jax.Array, tau: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _clip_real(leaf: jax.Array, tau: jax.Array) -> jax.Array:
-    limit = with_sign_of(convert(tau, leaf.dtype), leaf)
-    return jnp.where(exceeds(leaf, tau), limit, leaf)
+    # What exceeds tau exceeds what tau is rounded to, or is that: no number of the
+    # leaf's type is between the two.
+    return clip_magnitude(leaf, convert(tau, leaf.dtype))
 
 
 @_clip_real.defjvp

@@ -25,16 +25,23 @@ def common_dtype(arrays: Sequence[jax.Array]) -> jnp.dtype:
 
 def magnitude_key(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Returns the bit patterns of ``|array|`` in ``dtype``: integers of its order."""
-    bits = lax.bitcast_convert_type(widen(array, dtype), unsigned(dtype))
-    return (bits & ~_sign_bit(dtype)).astype(key_dtype(dtype))
+    bits = lax.bitcast_convert_type(widen(array, dtype), _signed(dtype))
+    return (bits & _all_but_the_sign(dtype)).astype(key_dtype(dtype))
 
 
-def with_sign_of(magnitude: jax.Array, array: jax.Array) -> jax.Array:
-    """Returns ``copysign``, by bits: arithmetic could flush a subnormal magnitude."""
+def clip_magnitude(array: jax.Array, limit: jax.Array) -> jax.Array:
+    """Returns the array with no magnitude above a limit of its type, NaN as it is.
+
+    By bits, which fewer instructions do than a comparison, a sign and a choice:
+    arithmetic could flush a subnormal number.
+    """
     dtype = array.dtype
-    signs = lax.bitcast_convert_type(array, unsigned(dtype)) & _sign_bit(dtype)
-    bits = lax.bitcast_convert_type(magnitude, unsigned(dtype))
-    return lax.bitcast_convert_type(signs | bits, dtype)
+    bits = lax.bitcast_convert_type(array, _signed(dtype))
+    most = lax.bitcast_convert_type(limit, _signed(dtype))
+    key = bits & _all_but_the_sign(dtype)
+    infinity = jnp.asarray(infinity_key(dtype), key.dtype)
+    clipped = lax.select(key <= infinity, jnp.minimum(key, most), key)
+    return lax.bitcast_convert_type(bits ^ key ^ clipped, dtype)
 
 
 def infinity_key(dtype: jnp.dtype) -> int:
@@ -78,8 +85,7 @@ def widen(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
         bits = lax.bitcast_convert_type(array, unsigned(array.dtype))
         shift = jnp.finfo(dtype).bits - source.bits
         return lax.bitcast_convert_type(bits.astype(unsigned(dtype)) << shift, dtype)
-    bits = lax.bitcast_convert_type(array, unsigned(array.dtype))
-    magnitude = (bits & ~_sign_bit(array.dtype)).astype(jnp.int32)
+    magnitude = magnitude_key(array, array.dtype)
     unit = math.ldexp(1.0, source.minexp - source.nmant)
     subnormal = magnitude.astype(dtype) * jnp.asarray(unit, dtype)
     return jnp.where(magnitude < (1 << source.nmant), subnormal, array.astype(dtype))
@@ -105,6 +111,11 @@ def narrow(magnitude: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.where(is_subnormal, subnormal, magnitude.astype(dtype))
 
 
-def _sign_bit(dtype: jnp.dtype) -> jax.Array:
-    """Returns the pattern of -0.0."""
-    return jnp.asarray(1 << (jnp.finfo(dtype).bits - 1), unsigned(dtype))
+def _signed(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the type of bit patterns whose order a comparison knows."""
+    return jnp.dtype(f"int{jnp.finfo(dtype).bits}")
+
+
+def _all_but_the_sign(dtype: jnp.dtype) -> jax.Array:
+    """Returns the pattern that a magnitude may have set."""
+    return jnp.asarray((1 << (jnp.finfo(dtype).bits - 1)) - 1, _signed(dtype))

@@ -27,7 +27,7 @@ from optax_clip._threshold import sample
 from optax_clip._threshold.bracket import Bracket, search
 from optax_clip._threshold.counts import total
 from optax_clip._threshold.keys import key_dtype
-from optax_clip._threshold.rows import ROW, Stack, as_keys, matrix, row_sums, stack
+from optax_clip._threshold.rows import ROW, Stack, as_keys, row_sums, stack, whole_rows
 from optax_clip._threshold.shards import Shards, number_of_shards
 
 CANDIDATES = 3
@@ -198,7 +198,7 @@ def _summaries(
     """
     # Or XLA would compute the keys before the loop, and store them.
     vectors, probes = lax.optimization_barrier((of_stack.vectors, probes))
-    branches = [lambda x=x: as_keys(matrix(x), dtype) for x in vectors]
+    branches = [lambda x=x: whole_rows(x) for x in vectors]
     number, shared = len(vectors), of_stack.groups_of_each()
     members = jnp.asarray(of_stack.groups).reshape(number, shared)
     # Split, says the type, as what is read.
@@ -210,7 +210,7 @@ def _summaries(
 
         def read():
             # The switch copies one matrix into the cache; the rest reads it there.
-            keys = lax.switch(i, branches).reshape(len(own), -1, ROW)
+            keys = as_keys(lax.switch(i, branches), dtype).reshape(len(own), -1, ROW)
             return _summarize_rows(keys, own.T[:, :, None, None])[:, None]
 
         if len(needed) == 1:

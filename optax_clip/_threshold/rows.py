@@ -115,10 +115,9 @@ def stack(
     ]
 
 
-def matrix(vector: jax.Array) -> jax.Array:
-    """Returns the whole rows of a vector of a stack."""
-    whole = vector.size // ROW * ROW
-    return lax.slice(vector, (0,), (whole,)).reshape(-1, ROW)
+def whole_rows(vector: jax.Array) -> jax.Array:
+    """Returns what a vector of a stack has of whole rows, still a vector."""
+    return lax.slice(vector, (0,), (vector.size // ROW * ROW,))
 
 
 def as_keys(array: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -15,7 +15,7 @@ from jax import lax
 from optax_clip._threshold.bracket import Bracket, search
 from optax_clip._threshold.counts import total
 from optax_clip._threshold.keys import infinity_key
-from optax_clip._threshold.rows import ROW, Rows, Stack, as_keys, matrix, row_sums
+from optax_clip._threshold.rows import ROW, Rows, Stack, as_keys, row_sums, whole_rows
 from optax_clip._threshold.shards import Shards
 
 SAMPLE = 2**16
@@ -47,16 +47,18 @@ def draw(
     for stack in stacks:
         stride = min(apart[group] for group in stack.groups)
         spread = [_spread(x, stack.groups_of_each(), stride) for x in stack.vectors]
-        kind = spread[0].dtype, stack.split, 0 if alone else spread[0].shape[1]
+        width = spread[0].size // stack.groups_of_each()
+        kind = spread[0].dtype, stack.split, 1 if alone else width
         pieces, groups = alike.setdefault(kind, ([], []))
-        pieces += [x.reshape(1, -1) for x in spread] if alone else spread
+        pieces += [x.reshape(-1) for x in spread]
         groups += stack.groups
     rows = [
-        shards.once(split, as_keys(jnp.concatenate(pieces, int(alone)), dtype), -1)
+        shards.once(split, as_keys(jnp.concatenate(pieces), dtype), -1)
         for (_, split, _), (pieces, _) in alike.items()
     ]
     if alone:
-        return Rows(jnp.concatenate(rows, axis=1), [0])
+        return Rows(jnp.concatenate(rows).reshape(1, -1), [0])
+    rows = [x.reshape(-1, kind[-1]) for x, kind in zip(rows, alike, strict=True)]
     width = max(keys.shape[1] for keys in rows)
     rows = [
         jnp.pad(keys, ((0, 0), (0, width - keys.shape[1])), constant_values=-1)
@@ -126,10 +128,12 @@ def _spread(vector: jax.Array, groups: int, stride: int) -> jax.Array:
     Rows first: on TPU all rows that are left are copied into another layout.
     """
     rows_apart = min(max(stride // STRIDE, 1), 16)
-    rows = matrix(vector).reshape(groups, -1, ROW)
-    rows = lax.slice_in_dim(rows, 0, None, rows_apart, axis=1)
     # Odd, or it would be the same columns of every row.
     stride = stride // rows_apart | 1
+    rows = whole_rows(vector)
     if groups == 1:  # a vector, or XLA for TPU may run out of memory
-        return lax.slice_in_dim(rows.reshape(-1), 0, None, stride).reshape(1, -1)
+        if rows_apart > 1:
+            rows = lax.slice_in_dim(rows.reshape(-1, ROW), 0, None, rows_apart)
+        return lax.slice_in_dim(rows.reshape(-1), 0, None, stride)
+    rows = lax.slice_in_dim(rows.reshape(groups, -1, ROW), 0, None, rows_apart, axis=1)
     return lax.slice_in_dim(rows.reshape(groups, -1), 0, None, stride, axis=1)
