@@ -55,6 +55,19 @@ class Run(NamedTuple):
         return mean(self.plain, self._reported)
 
     @property
+    def lead_of_adam(self) -> float:
+        """How far Adam ends below SGD in the mean; 0 where it does not."""
+        found = [self.below_sgd(key) for key in self.best if key[0] == "adam"]
+        return max(0.0, -float(np.mean(found[0]))) if found else 0.0
+
+    def of_the_lead(self, key: tuple[str, float]) -> str:
+        """How much of Adam's lead another one has, where there is one."""
+        found, lead = self.below_sgd(key), self.lead_of_adam
+        if not found or not lead:
+            return "-"
+        return f"{round(-np.mean(found) / lead, 2) + 0:.0%}"  # no -0%
+
+    @property
     def _reported(self) -> str:
         return Rules.of(self.settings).reported
 
@@ -81,6 +94,14 @@ def main(folder: tyro.conf.Positional[Path] = RESULTS) -> list[Path]:
         " ".join(provenance.described(run.sessions) for run in runs),
     )
     return [report.write(folder / "report.md"), figure.path]
+
+
+def figure(root: Path) -> str:
+    """The figure with what it says, for a page of the documentation."""
+    folder = root / "examples/results/batch_size"
+    text = said(read(folder))
+    place = f"../../examples/results/{folder.name}"
+    return f"![{text}]({place}/lead.png)\n\n*{text} [Report]({place}/report.md).*"
 
 
 def read(folder: Path) -> list[Run]:
@@ -151,23 +172,32 @@ def _table(runs: Sequence[Run], keys: Sequence[tuple[str, float]]) -> tables.Tab
 
 
 def _leads(runs: Sequence[Run], keys: Sequence[tuple[str, float]]) -> tables.Table:
-    """How much of Adam's lead each has: nothing to share where Adam has none."""
-    adam = next((key for key in keys if key[0] == "adam"), None)
-    others = [key for key in keys if key != adam]
-    rows = []
-    for run in runs:
-        lead = -np.mean(run.below_sgd(adam)) if adam and run.below_sgd(adam) else 0.0
-        shares = [
-            f"{round(-np.mean(found) / lead, 2) + 0:.0%}"  # no -0%
-            if lead > 0 and (found := run.below_sgd(key))
-            else "-"
-            for key in others
-        ]
-        rows.append([str(run.batch_size), f"{lead:.3f}", *shares])
+    others = [key for key in keys if key[0] != "adam"]
     return tables.Table(
         "Of Adam's lead over SGD, in the mean",
         ["examples in a batch", "Adam's lead", *(label(*key) for key in others)],
-        rows,
+        [
+            [
+                str(run.batch_size),
+                f"{run.lead_of_adam:.3f}",
+                *(run.of_the_lead(key) for key in others),
+            ]
+            for run in runs
+        ],
+    )
+
+
+def said(runs: Sequence[Run]) -> str:
+    """The same in a sentence, for a page of the documentation."""
+    leads = ", ".join(f"{run.lead_of_adam:.3f} ({run.batch_size})" for run in runs)
+    parts = [
+        f"{label(*key)} covers {', '.join(run.of_the_lead(key) for run in runs)} of it"
+        for key in compared(runs)
+        if key[0] in ("clipped_sgd", "sign_sgd")
+    ]
+    return (
+        f"Adam's lead over SGD after {runs[0].settings['steps']} steps, in nats (in "
+        f"brackets the examples in a batch): {leads}; {', '.join(parts)}."
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from examples.convergence import batch_sizes
 from examples.finetune_t5 import in_numbers
 from examples.finetune_t5 import report as finetune_t5
 from examples.heterogeneity.claims import clear, gap
@@ -207,6 +208,7 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "step_curvature": ("docs/concepts/sharpness.md", sentences.curvature_of_steps),
     "training_loss": ("docs/papers/pan-li.md", sentences.training_loss),
     "adams_lead": ("docs/how-to/when-does-it-help.md", lead.figure),
+    "batch_sizes": ("docs/how-to/when-does-it-help.md", batch_sizes.figure),
     "fractions": ("docs/how-to/when-does-it-help.md", sentences.fractions),
     "what_to_try": ("docs/how-to/what-should-i-try.md", what_to_try.page),
     "second_paper": ("docs/papers/tomihari-sato.md", sentences.second_paper),
