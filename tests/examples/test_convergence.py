@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from examples.convergence import batch_sizes
 from examples.convergence import experiment as convergence
 from examples.convergence import report as convergence_report
 from examples.factors import experiment as factors
@@ -271,23 +270,6 @@ def test_the_report_is_made_again_from_the_files_alone(settings, trained):
         path.unlink()
     convergence_report.main(settings.folder())
     assert {path: path.read_bytes() for path in before} == before
-
-
-def test_batch_sizes_are_compared_where_nothing_else_differs(settings, trained):
-    results = settings.folder().parent
-    folder = results / "batch_size"
-    runs = dataclasses.replace(settings, run=results / "convergence" / "run")
-    _run(runs)  # of two examples
-    _run(dataclasses.replace(runs, batch_size=1, run=folder / "one"))
-    assert [run.batch_size for run in batch_sizes.read(folder)] == [1, 2]
-    batch_sizes.main(folder)
-    report = (folder / "report.md").read_text()
-    assert "| 1 |" in report
-    assert "SGD, 50 % clipped" in report
-    other = dataclasses.replace(runs, batch_size=1, fraction=0.1)
-    _run(dataclasses.replace(other, run=folder / "other"))
-    with pytest.raises(ValueError, match=r"expected the settings of .* but for the"):
-        batch_sizes.read(folder)
 
 
 @pytest.mark.parametrize(

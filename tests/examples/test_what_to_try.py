@@ -14,7 +14,7 @@ from examples.redraw.what_to_try import PAIRS, TRIED
 SGD, CLIPPED, NORM = ("sgd", 0.05), ("clipped_sgd", 0.2), ("norm_clipped_sgd", 0.05)
 
 
-def add_run(root, folder, losses, *, failed=(), **settings):
+def add_run(root, folder, losses, *, of="convergence", **settings):
     """A run that kept the rules: a test loss of each seed, by optimizer."""
     lines = []
     for (name, fraction), own in losses.items():
@@ -26,7 +26,7 @@ def add_run(root, folder, losses, *, failed=(), **settings):
         for seed, loss in enumerate(own):
             line = {"seed": seed, "loss": loss, "test_loss": loss}
             lines.append(known | {"learning_rate": rate} | line)
-    path = root / "examples/results/convergence" / folder
+    path = root / "examples/results" / of / folder
     path.mkdir(parents=True)
     content = {"selection_seed": 1000, "seeds": 3, "fraction": 0.05} | settings
     text = json.dumps({"settings": content, "sessions": []})
