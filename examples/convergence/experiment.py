@@ -10,14 +10,13 @@ again by `examples.convergence.report`.
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 from rich.console import Console
 
-from examples.convergence import report
+from examples.convergence import by_frequency, report
 from examples.data.batching import Arrays
 from examples.lab import (
     command_line,
@@ -25,9 +24,7 @@ from examples.lab import (
     held_out,
     run_folder,
     sweep,
-    token_frequency,
 )
-from examples.lab.files import Line
 from examples.lab.log import Log
 from examples.lab.optimizers import (
     OPTIMIZERS,
@@ -38,10 +35,8 @@ from examples.lab.optimizers import (
     is_clipped,
     state_bytes,
 )
-from examples.lab.steps import Params
 from examples.models import pretrained_llama, scratch_llama
 from examples.tasks import by_name
-from examples.tasks.llama import LlamaTask
 from examples.tasks.task import Task
 
 
@@ -216,7 +211,7 @@ def main(settings: Settings, prepared: Prepared) -> None:
     task = prepared.task
     runs = Log(folder / "runs.jsonl", sweep.said(console))
     trainings = contest.Contest(*prepared, runs=runs)
-    more = by_frequency(task)
+    more = by_frequency.measurer(task)
     Log(folder / "before.jsonl", sweep.said(console)).once({}, trainings.before)
     for contender in settings.contenders():
         make = sweep.by_name(*contender)
@@ -230,15 +225,6 @@ def main(settings: Settings, prepared: Prepared) -> None:
         report.write(folder)
     for path in report.write(folder):
         console.print(str(path), soft_wrap=True)
-
-
-def by_frequency(task: Task) -> Callable[[Params, list[Arrays]], Line]:
-    """What the training of a language model keeps: the loss by frequency of tokens."""
-    if not isinstance(task, LlamaTask):
-        return lambda *_: {}
-    groups = token_frequency.groups_of(task.train["labels"], report.GROUPS)
-    assess = token_frequency.assessor(task, groups, report.GROUPS)
-    return lambda params, batches: {"by_frequency": assess(params, batches)}
 
 
 def prepare(settings: Settings) -> Prepared:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from examples.convergence import by_frequency
 from examples.lab import looks, tables
 from examples.lab.curves import legend, loss_curves
 from examples.lab.files import Line
@@ -50,6 +51,12 @@ def draw(
             functools.partial(_against_fraction, plain, best, settings),
             f"Final {loss} minus SGD's on the same batches, against the fraction "
             "that is clipped; bars and band: lowest to highest seed.",
+        )
+    if by_frequency.differences_from_sgd(best):
+        painters["loss_by_frequency"] = (
+            functools.partial(_by_frequency, best, settings),
+            "Test loss minus SGD's by how frequent the token is; each group has about "
+            "a tenth of the training labels; bars: lowest to highest seed.",
         )
     return [
         tables.Figure(looks.draw(folder / f"{name}.png", paint, (7.2, 5.4)), caption)
@@ -124,6 +131,11 @@ def _against_rate(
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"final {kind} loss")
     axes.set_title(_title("Final loss", settings, f"seed {rules.selection_seed}"))
     _legend_beside(axes)
+
+
+def _by_frequency(best: Winners, settings: Settings, figure: Figure) -> None:
+    by_frequency.draw(best, figure)
+    figure.suptitle(_title("Frequent and rare tokens", settings))
 
 
 def _legend_beside(axes: Axes) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from examples.convergence import plots
+from examples.convergence import by_frequency, plots
 from examples.lab import command_line, files, paper, provenance, run_folder, tables
 from examples.lab.files import Line
 from examples.lab.optimizers import PAPER, TODAYS, label
@@ -208,47 +208,24 @@ def _training_loss(best: Winners, settings: Mapping[str, Any]) -> Table:
     )
 
 
-GROUPS = 10
-"""So many groups of tokens, from the most frequent ones to the rarest."""
-
-
 def _by_frequency(best: Winners, settings: Mapping[str, Any]) -> list[Table]:
     """The test loss of frequent and of rare tokens, where it was kept."""
-    rules, plain = Rules.of(settings), of(best, "sgd")
-    kept = {
-        key: own
-        for key, runs in best.items()
-        if (own := [run for run in runs if run.get("by_frequency")])
-    }
-    reference = [run for run in plain if run.get("by_frequency")]
-    if not reference:
+    found = by_frequency.differences_from_sgd(best)
+    if not found:
         return []
-
-    def cells(key: tuple[str, float], runs: Sequence[Line]) -> list[str]:
-        found = []
-        for group in range(GROUPS):
-            own, others = (_of_group(of_one, group) for of_one in (runs, reference))
-            if key[0] == "sgd":
-                losses = [run["loss"] for run in own if run["loss"] is not None]
-                found.append(f"{np.mean(losses):.3f}" if losses else "-")
-                continue
-            minus = differences(own, others)
-            found.append(str(bootstrap(minus)) if minus else "-")
-        return found
-
+    losses = by_frequency.losses(of(best, "sgd"))
+    rows = [[label("sgd", 0), *(f"{np.mean(own):.3f}" for own in losses)]]
+    for key, groups in found.items():
+        rows.append([label(*key), *(str(bootstrap(own)) for own in groups)])
     return [
         Table(
             "Test loss by how frequent the token is: that of SGD, and the others' "
-            f"minus SGD's, seed by seed; {rules.seeds} seeds. Each group has about a "
-            "tenth of the training labels, 1 the most frequent tokens",
-            ["", *(str(1 + group) for group in range(GROUPS))],
-            [[label(*key), *cells(key, runs)] for key, runs in kept.items()],
+            f"minus SGD's, seed by seed; {settings['seeds']} seeds. Each group has "
+            "about a tenth of the training labels, 1 the most frequent tokens",
+            ["", *(str(1 + group) for group in range(by_frequency.GROUPS))],
+            rows,
         )
     ]
-
-
-def _of_group(runs: Sequence[Line], group: int) -> list[Line]:
-    return [run | {"loss": run["by_frequency"][group]} for run in runs]
 
 
 def _of_lead(

@@ -34,6 +34,7 @@ MAKERS: Mapping[str, Callable[[Path], list[Path]]] = {
     "examples/results/heterogeneity/*/summary.json": heterogeneity.remake,
     "examples/results/convergence/*/settings.json": convergence.write,
     "examples/results/batch_size/*/settings.json": convergence.write,
+    "examples/results/long_training/*/settings.json": convergence.write,
     "examples/results/factors/settings.json": factors.write,
     "examples/results/stability/*/settings.json": stability.write,
     "examples/results/finetune_t5/summary.json": finetune_t5.write,

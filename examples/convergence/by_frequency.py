@@ -1,0 +1,77 @@
+"""The test loss of frequent and of rare tokens, in runs of language models."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from examples.data.batching import Arrays
+from examples.lab import looks, token_frequency
+from examples.lab.files import Line
+from examples.lab.steps import Params
+from examples.lab.winners import Winners, of
+from examples.tasks.llama import LlamaTask
+from examples.tasks.task import Task
+
+GROUPS = 10
+"""So many groups of tokens, from the most frequent ones to the rarest."""
+
+
+def measurer(task: Task) -> Callable[[Params, list[Arrays]], Line]:
+    """What the training of a language model keeps besides its loss."""
+    if not isinstance(task, LlamaTask):
+        return lambda *_: {}
+    groups = token_frequency.groups_of(task.train["labels"], GROUPS)
+    assess = token_frequency.assessor(task, groups, GROUPS)
+    return lambda params, batches: {"by_frequency": assess(params, batches)}
+
+
+def losses(runs: Sequence[Line]) -> list[list[float]]:
+    """Of each group those of the seeds that have all groups."""
+    kept = [run["by_frequency"] for run in runs if _complete(run)]
+    return [list(of_group) for of_group in zip(*kept, strict=True)]
+
+
+def differences_from_sgd(
+    best: Winners,
+) -> dict[tuple[str, float], list[list[float]]]:
+    """Of each optimizer and group the losses minus SGD's, seed by seed."""
+    plain = {
+        run["seed"]: run["by_frequency"] for run in of(best, "sgd") if _complete(run)
+    }
+    found = {}
+    for key, runs in best.items():
+        minus = [
+            np.subtract(run["by_frequency"], plain[run["seed"]]).tolist()
+            for run in runs
+            if _complete(run) and run["seed"] in plain
+        ]
+        if minus and key[0] != "sgd":
+            found[key] = [list(of_group) for of_group in zip(*minus, strict=True)]
+    return found
+
+
+def draw(best: Winners, figure: Figure) -> None:
+    """The differences against the group, with a bar from lowest to highest seed."""
+    axes = figure.subplots()
+    places = np.arange(1, GROUPS + 1)
+    found = differences_from_sgd(best)
+    names = [name for name, _ in found]
+    for i, (key, groups) in enumerate(found.items()):
+        means = np.mean(groups, axis=1)
+        bars = np.abs([np.min(groups, axis=1) - means, np.max(groups, axis=1) - means])
+        marks = looks.dots(key[0]) | looks.look(*key)
+        if key[0] in names[:i]:  # at another fraction
+            marks["linestyle"] = ":"
+        axes.errorbar(places, means, bars, capsize=2, **marks)
+    axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
+    axes.set(
+        xticks=places,
+        xlabel="tenth of the training labels, from frequent tokens to rare ones",
+        ylabel="test loss minus SGD's",
+    )
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _complete(run: Line) -> bool:
+    return None not in run.get("by_frequency", [None])
