@@ -6,70 +6,39 @@ below SGD, at rates swept at every batch size, after as many steps.
 `python -m examples.convergence.batch_sizes` makes them again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from examples.lab import (
-    command_line,
-    files,
-    looks,
-    provenance,
-    run_folder,
-    tables,
-)
-from examples.lab.files import Line
+from examples.lab import command_line, looks, provenance, tables
 from examples.lab.optimizers import label
 from examples.lab.statistics import bootstrap
-from examples.lab.winners import Rules, Winners, differences, mean, of, winners
+from examples.lab.winners import Run, mean
 from examples.tasks import by_name
 
 RESULTS = Path(__file__).parents[1] / "results" / "batch_size"
 
 
-class Run(NamedTuple):
-    """What was found at one batch size."""
+def _size(run: Run) -> int:
+    return run.settings["batch_size"]
 
-    settings: Mapping[str, Any]
-    best: Winners
-    sessions: Sequence[Mapping[str, Any]]
 
-    @property
-    def batch_size(self) -> int:
-        return self.settings["batch_size"]
+def _lead(run: Run) -> float:
+    """How far Adam ends below SGD in the mean; 0 where it does not."""
+    found = [run.minus_sgd(key) for key in run.best if key[0] == "adam"]
+    return max(0.0, -float(np.mean(found[0]))) if found else 0.0
 
-    def below_sgd(self, key: tuple[str, float]) -> list[float]:
-        """The test losses minus SGD's, seed by seed."""
-        return differences(self.best.get(key, []), self.plain, self._reported)
 
-    @property
-    def plain(self) -> list[Line]:
-        return of(self.best, "sgd")
-
-    @property
-    def loss_of_sgd(self) -> float:
-        return mean(self.plain, self._reported)
-
-    @property
-    def lead_of_adam(self) -> float:
-        """How far Adam ends below SGD in the mean; 0 where it does not."""
-        found = [self.below_sgd(key) for key in self.best if key[0] == "adam"]
-        return max(0.0, -float(np.mean(found[0]))) if found else 0.0
-
-    def of_the_lead(self, key: tuple[str, float]) -> str:
-        """How much of Adam's lead another one has, where there is one."""
-        found, lead = self.below_sgd(key), self.lead_of_adam
-        if not found or not lead:
-            return "-"
-        return f"{round(-np.mean(found) / lead, 2) + 0:.0%}"  # no -0%
-
-    @property
-    def _reported(self) -> str:
-        return Rules.of(self.settings).reported
+def _of_the_lead(run: Run, key: tuple[str, float]) -> str:
+    """How much of Adam's lead another one has, where there is one."""
+    found, lead = run.minus_sgd(key), _lead(run)
+    if not found or not lead:
+        return "-"
+    return f"{round(-np.mean(found) / lead, 2) + 0:.0%}"  # no -0%
 
 
 def main(folder: tyro.conf.Positional[Path] = RESULTS) -> list[Path]:
@@ -106,31 +75,25 @@ def figure(root: Path) -> str:
 
 def read(folder: Path) -> list[Run]:
     """The runs by batch size, the smallest first."""
-    own = [path.parent for path in sorted(folder.glob("*/settings.json"))]
+    own = Run.below(folder)
     if not own:
         raise FileNotFoundError(f"{folder}: no run of examples.convergence is there.")
-    wanted = _but_for_the_batch(run_folder.read_settings(own[0])["settings"])
-    found: dict[int, Run] = {}
-    for path in [*own, *sorted(folder.parent.glob("convergence/*/settings.json"))]:
-        place = path if path.is_dir() else path.parent
-        content = run_folder.read_settings(place)
-        settings = content["settings"]
-        if _but_for_the_batch(settings) == wanted:
-            best = winners(files.read_lines(place / "runs.jsonl"), settings)
-            run = Run(settings, best, content["sessions"])
-            if of(best, "sgd"):
-                found[run.batch_size] = run
-        elif place in own:
+    wanted = _but_for_the_batch(own[0])
+    for run in own:
+        if _but_for_the_batch(run) != wanted:
             raise ValueError(
-                f"{place}: expected the settings of {own[0]} but for the batch size."
+                f"{run.folder}: expected the settings of {own[0].folder} but for the "
+                "batch size."
             )
-    return [found[size] for size in sorted(found)]
+    beside = Run.below(folder.parent / "convergence")
+    found = [*own, *(run for run in beside if _but_for_the_batch(run) == wanted)]
+    return sorted((run for run in found if run.sgd), key=_size)
 
 
-def _but_for_the_batch(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _but_for_the_batch(run: Run) -> dict[str, Any]:
     """What decides a training at a batch size; each clip is a training of its own."""
     ignored = "batch_size", "fractions"
-    return {name: x for name, x in settings.items() if name not in ignored}
+    return {name: x for name, x in run.settings.items() if name not in ignored}
 
 
 def compared(runs: Sequence[Run]) -> list[tuple[str, float]]:
@@ -141,7 +104,7 @@ def compared(runs: Sequence[Run]) -> list[tuple[str, float]]:
 
 def _introduction(runs: Sequence[Run]) -> str:
     settings = runs[0].settings
-    rules = Rules.of(settings)
+    rules = runs[0].rules
     return (
         f"From `{settings['init']}`, dataset `{settings['dataset']}`: "
         f"{settings['steps']} steps at every batch size, so that a larger batch sees "
@@ -154,7 +117,7 @@ def _introduction(runs: Sequence[Run]) -> str:
 
 def _table(runs: Sequence[Run], keys: Sequence[tuple[str, float]]) -> tables.Table:
     def cell(run: Run, key: tuple[str, float]) -> str:
-        found = run.below_sgd(key)
+        found = run.minus_sgd(key)
         return str(bootstrap(found)) if found else "-"
 
     return tables.Table(
@@ -162,8 +125,8 @@ def _table(runs: Sequence[Run], keys: Sequence[tuple[str, float]]) -> tables.Tab
         ["examples in a batch", "SGD's loss", *(label(*key) for key in keys)],
         [
             [
-                str(run.batch_size),
-                f"{run.loss_of_sgd:.3f}",
+                str(_size(run)),
+                f"{mean(run.sgd, run.rules.reported):.3f}",
                 *(cell(run, key) for key in keys),
             ]
             for run in runs
@@ -178,9 +141,9 @@ def _leads(runs: Sequence[Run], keys: Sequence[tuple[str, float]]) -> tables.Tab
         ["examples in a batch", "Adam's lead", *(label(*key) for key in others)],
         [
             [
-                str(run.batch_size),
-                f"{run.lead_of_adam:.3f}",
-                *(run.of_the_lead(key) for key in others),
+                str(_size(run)),
+                f"{_lead(run):.3f}",
+                *(_of_the_lead(run, key) for key in others),
             ]
             for run in runs
         ],
@@ -189,9 +152,10 @@ def _leads(runs: Sequence[Run], keys: Sequence[tuple[str, float]]) -> tables.Tab
 
 def said(runs: Sequence[Run]) -> str:
     """The same in a sentence, for a page of the documentation."""
-    leads = ", ".join(f"{run.lead_of_adam:.3f} ({run.batch_size})" for run in runs)
+    leads = ", ".join(f"{_lead(run):.3f} ({_size(run)})" for run in runs)
     parts = [
-        f"{label(*key)} covers {', '.join(run.of_the_lead(key) for run in runs)} of it"
+        f"{label(*key)} covers "
+        f"{', '.join(_of_the_lead(run, key) for run in runs)} of it"
         for key in compared(runs)
         if key[0] in ("clipped_sgd", "sign_sgd")
     ]
@@ -214,7 +178,7 @@ def _rates(runs: Sequence[Run], keys: Sequence[tuple[str, float]]) -> tables.Tab
         "The learning rates that were chosen",
         ["examples in a batch", "SGD", *(label(*key) for key in keys)],
         [
-            [str(run.batch_size), rate(run, "sgd"), *(rate(run, *key) for key in keys)]
+            [str(_size(run)), rate(run, "sgd"), *(rate(run, *key) for key in keys)]
             for run in runs
         ],
     )
@@ -226,7 +190,7 @@ def _draw(
     axes = figure.subplots()
     names = [name for name, _ in keys]
     for i, key in enumerate(keys):
-        found = {run.batch_size: run.below_sgd(key) for run in runs}
+        found = {_size(run): run.minus_sgd(key) for run in runs}
         found = {size: own for size, own in found.items() if own}
         means = np.asarray([np.mean(own) for own in found.values()])
         ends = [[min(own), max(own)] for own in found.values()]
@@ -237,7 +201,7 @@ def _draw(
         axes.errorbar([*found], means, bars, capsize=3, **marks)
     axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
     axes.set_xscale("log", base=2)
-    sizes = [run.batch_size for run in runs]
+    sizes = [_size(run) for run in runs]
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set(
         xlabel="examples in a batch",

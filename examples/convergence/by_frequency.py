@@ -1,6 +1,7 @@
 """The test loss of frequent and of rare tokens, in runs of language models."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,8 +9,9 @@ from matplotlib.figure import Figure
 from examples.data.batching import Arrays
 from examples.lab import looks, token_frequency
 from examples.lab.files import Line
+from examples.lab.optimizers import label
 from examples.lab.steps import Params
-from examples.lab.winners import Winners, of
+from examples.lab.winners import Run, Winners, of
 from examples.tasks.llama import LlamaTask
 from examples.tasks.task import Task
 
@@ -71,6 +73,25 @@ def draw(best: Winners, figure: Figure) -> None:
         ylabel="test loss minus SGD's",
     )
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def figure(root: Path) -> str:
+    """The figure of the long training with what it says, for a page."""
+    run = Run.read(root / "examples/results/long_training/causal_lm-scratch")
+    said = "; ".join(
+        f"{label(*key)} {np.mean(run.minus_sgd(key)):+.3f}, "
+        f"{np.mean(groups[0]):+.3f}, {np.mean(groups[-1]):+.3f}"
+        for key, groups in differences_from_sgd(run.best).items()
+    )
+    text = (
+        f"After {run.settings['steps']:,} steps from scratch, test loss minus SGD's on "
+        f"all tokens, on the most frequent tenth and on the rarest: {said}."
+    )
+    place = f"../../examples/results/long_training/{run.folder.name}"
+    return (
+        f"![{text}]({place}/loss_by_frequency.png)\n\n"
+        f"*{text} [Report]({place}/report.md).*"
+    )
 
 
 def _complete(run: Line) -> bool:

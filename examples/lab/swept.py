@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from examples.lab import files, run_folder
-from examples.lab.winners import Rules, of, winners
+from examples.lab.winners import Run, of
 
 RESULTS = Path(__file__).parents[1] / "results" / "convergence"
 
@@ -56,12 +55,10 @@ def _runs(
 ) -> list[tuple[tuple[str, ...], str, bool, dict[str, float]]]:
     """Of every run: its task, its name, whether it chose apart, its best rates."""
     found = []
-    for path in sorted(results.glob("*/settings.json")):
-        settings = run_folder.read_settings(path.parent)["settings"]
-        best = winners(files.read_lines(path.parent / "runs.jsonl"), settings)
-        names = dict.fromkeys(name for name, _ in best)
-        rates = {name: of(best, name)[0]["learning_rate"] for name in names}
-        task = tuple(str(settings.get(name)) for name in _TASK)
-        source = f"results/{results.name}/{path.parent.name}"
-        found.append((task, source, Rules.of(settings).apart, rates))
+    for run in Run.below(results):
+        names = dict.fromkeys(name for name, _ in run.best)
+        rates = {name: of(run.best, name)[0]["learning_rate"] for name in names}
+        task = tuple(str(run.settings.get(name)) for name in _TASK)
+        source = f"results/{results.name}/{run.folder.name}"
+        found.append((task, source, run.rules.apart, rates))
     return found

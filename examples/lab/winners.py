@@ -5,10 +5,12 @@ under the rules of `examples.lab.contest` a validation_loss or a test_loss.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from examples.lab import files, run_folder
 from examples.lab.files import Line
 from examples.lab.optimizers import label
 from examples.lab.tables import Table
@@ -53,6 +55,52 @@ class Rules(NamedTuple):
             f"with a seed of their own ({self.selection_seed}) that are in no mean, "
             "and has a worse one on both sides."
         )
+
+
+class Run(NamedTuple):
+    """A folder of `examples.convergence`, read.
+
+    Attributes:
+        folder: where it is.
+        settings: what it was claimed for, and
+        sessions: by whom.
+        lines: every training.
+        best: the reported ones.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    sessions: Sequence[Mapping[str, Any]]
+    lines: list[Line]
+    best: Winners
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        content = run_folder.read_settings(folder)
+        settings, lines = content["settings"], files.read_lines(folder / "runs.jsonl")
+        return cls(
+            folder, settings, content["sessions"], lines, winners(lines, settings)
+        )
+
+    @classmethod
+    def below(cls, folder: Path) -> list["Run"]:
+        """Every run in a folder of runs, by name."""
+        return [
+            cls.read(path.parent) for path in sorted(folder.glob("*/settings.json"))
+        ]
+
+    @property
+    def rules(self) -> Rules:
+        return Rules.of(self.settings)
+
+    @property
+    def sgd(self) -> list[Line]:
+        """The reported trainings of SGD, if there are any."""
+        return of(self.best, "sgd")
+
+    def minus_sgd(self, key: tuple[str, float]) -> list[float]:
+        """The reported losses of an optimizer minus SGD's, seed by seed."""
+        return differences(self.best.get(key, []), self.sgd, self.rules.reported)
 
 
 def winners(runs: Sequence[Line], settings: Mapping[str, Any]) -> Winners:

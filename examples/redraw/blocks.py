@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.convergence import batch_sizes
+from examples.convergence import batch_sizes, by_frequency
 from examples.finetune_t5 import in_numbers
 from examples.finetune_t5 import report as finetune_t5
 from examples.heterogeneity.claims import clear, gap
@@ -21,7 +21,7 @@ from examples.heterogeneity.reading import name
 from examples.lab import files, paper, run_folder
 from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table
-from examples.lab.winners import Rules, differences, of, winners
+from examples.lab.winners import Run
 from examples.redraw import benchmarks, lead, sentences, what_to_try
 from examples.sharpness import hero
 from examples.sharpness.claims import holding
@@ -89,7 +89,7 @@ def table(results: Path) -> Table:
     """What was measured, on how many seeds, and what did not hold."""
     rows = [
         *_sharpness(run_folder.read_summaries(results / "sharpness")),
-        *(_convergence(*run) for run in _compared(results)),
+        *map(_convergence, _compared(results)),
         *_finetuning(results / "finetune_t5"),
         _heterogeneity(run_folder.read_summaries(results / "heterogeneity")),
     ]
@@ -98,17 +98,12 @@ def table(results: Path) -> Table:
     )
 
 
-def _compared(results: Path) -> list[tuple[Path, Mapping[str, Any]]]:
+def _compared(results: Path) -> list[Run]:
     """Runs of the convergence; of a task that has some under the rules only those."""
-    found = [
-        (path.parent, run_folder.read_settings(path.parent)["settings"])
-        for path in sorted(results.glob("convergence/*/settings.json"))
-    ]
-    ruled = {settings["task"] for _, settings in found if Rules.of(settings).apart}
+    found = Run.below(results / "convergence")
+    ruled = {run.settings["task"] for run in found if run.rules.apart}
     return [
-        (folder, settings)
-        for folder, settings in found
-        if Rules.of(settings).apart or settings["task"] not in ruled
+        run for run in found if run.rules.apart or run.settings["task"] not in ruled
     ]
 
 
@@ -146,21 +141,16 @@ def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
-def _convergence(folder: Path, settings: Mapping[str, Any]) -> list[str]:
-    rules = Rules.of(settings)
-    best = winners(files.read_lines(folder / "runs.jsonl"), settings)
-    plain, fraction = of(best, "sgd"), settings["fraction"]
-
-    def minus(name: str) -> list[float]:
-        runs = best.get((name, fraction), [])
-        return differences(runs, plain, rules.reported)
+def _convergence(run: Run) -> list[str]:
+    settings, rules, fraction = run.settings, run.rules, run.settings["fraction"]
 
     def said(found: Sequence[float]) -> str:
         if not found:
             return "not run"
         return str(bootstrap(found)) if rules.apart else f"{np.mean(found):+.3f}"
 
-    clipped = minus("clipped_sgd")
+    clipped = run.minus_sgd(("clipped_sgd", fraction))
+    adam = run.minus_sgd(("adam", fraction))
     worse = sum(x >= 0 for x in clipped)
     model = f", {by_name.name_of(settings['init'])}" if rules.apart else ""
     failures = [
@@ -170,10 +160,10 @@ def _convergence(folder: Path, settings: Mapping[str, Any]) -> list[str]:
     return [
         f"{'test' if rules.apart else 'training'} loss minus SGD's, "
         f"{by_name.TITLES[settings['task']]}{model}",
-        f"{100 * fraction:g} % clipped {said(clipped)}, Adam {said(minus('adam'))}",
+        f"{100 * fraction:g} % clipped {said(clipped)}, Adam {said(adam)}",
         f"{len(clipped)} seeds",
         ("; ".join(filter(None, failures)) or "-")
-        + f" ([report]({_RESULTS}/convergence/{folder.name}/report.md))",
+        + f" ([report]({_RESULTS}/convergence/{run.folder.name}/report.md))",
     ]
 
 
@@ -209,6 +199,7 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "training_loss": ("docs/papers/pan-li.md", sentences.training_loss),
     "adams_lead": ("docs/how-to/when-does-it-help.md", lead.figure),
     "batch_sizes": ("docs/how-to/when-does-it-help.md", batch_sizes.figure),
+    "long_training": ("docs/how-to/when-does-it-help.md", by_frequency.figure),
     "fractions": ("docs/how-to/when-does-it-help.md", sentences.fractions),
     "what_to_try": ("docs/how-to/what-should-i-try.md", what_to_try.page),
     "second_paper": ("docs/papers/tomihari-sato.md", sentences.second_paper),

@@ -1,15 +1,15 @@
 """What the pages about the papers say of results, made from result files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from examples.heterogeneity.claims import clear, gap
-from examples.lab import files, paper, run_folder
+from examples.lab import paper, run_folder
 from examples.lab.optimizers import label
 from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table
-from examples.lab.winners import Rules, Winners, differences, of, winners
+from examples.lab.winners import Run
 from examples.sharpness import step_curvature
 from examples.sharpness.claims import (
     between_trajectories,
@@ -162,12 +162,10 @@ def curvature_of_steps(root: Path) -> str:
 def training_loss(root: Path) -> str:
     """How clipped SGD and Adam end on every task, relative to SGD."""
     lines = []
-    for folder, settings, best in _convergences(root):
-        rules, fraction = Rules.of(settings), settings["fraction"]
+    for run in _convergences(root):
+        rules, fraction = run.rules, run.settings["fraction"]
         found = {
-            name: differences(runs, of(best, "sgd"), rules.reported)
-            for name in ("clipped_sgd", "adam")
-            if (runs := best.get((name, fraction)))
+            name: run.minus_sgd((name, fraction)) for name in ("clipped_sgd", "adam")
         }
         said = [
             f"{label(name, fraction)} {bootstrap(values)}"
@@ -177,9 +175,9 @@ def training_loss(root: Path) -> str:
         kind = "test" if rules.apart else "training"
         caveat = "" if rules.apart else ", at rates chosen on one of these seeds"
         lines.append(
-            f"- **{kind.capitalize()} loss minus SGD's**, {_subject(settings)}: "
+            f"- **{kind.capitalize()} loss minus SGD's**, {_subject(run.settings)}: "
             f"{', '.join(said) or 'not there yet'} (seed by seed, {rules.seeds} "
-            f"seeds{caveat}; [report]({_UP}/convergence/{folder.name}/report.md))."
+            f"seeds{caveat}; [report]({_UP}/convergence/{run.folder.name}/report.md))."
         )
     return "\n".join(lines)
 
@@ -187,21 +185,20 @@ def training_loss(root: Path) -> str:
 def fractions(root: Path) -> str:
     """Which fraction to clip, and what else one could do: a table of differences."""
     runs = _convergences(root)
-    clipped = sorted({f for *_, best in runs for n, f in best if n == "clipped_sgd"})
+    clipped = sorted({f for run in runs for n, f in run.best if n == "clipped_sgd"})
     rows = []
-    for folder, settings, best in runs:
-        rules, plain = Rules.of(settings), of(best, "sgd")
+    for run in runs:
         wanted = [("clipped_sgd", f) for f in clipped]
-        wanted += [(n, settings["fraction"]) for n in ("norm_clipped_sgd", "adam")]
+        wanted += [(n, run.settings["fraction"]) for n in ("norm_clipped_sgd", "adam")]
         cells = []
         for key in wanted:
-            found = differences(best.get(key, []), plain, rules.reported)
+            found = run.minus_sgd(key)
             cells.append(str(bootstrap(found)) if found else "-")
-        what = (
-            "test loss" if rules.apart else "training loss; chosen on a reported seed"
-        )
-        report = f"{_UP}/convergence/{folder.name}/report.md"
-        rows.append([f"[{_subject(settings)}]({report}) ({what})", *cells])
+        what = "training loss; chosen on a reported seed"
+        if run.rules.apart:
+            what = "test loss"
+        report = f"{_UP}/convergence/{run.folder.name}/report.md"
+        rows.append([f"[{_subject(run.settings)}]({report}) ({what})", *cells])
     heads = [f"{100 * f:g} %" for f in clipped]
     table = Table("", ["minus SGD's", *heads, "norm clipped", "Adam"], rows)
     return table.markdown()
@@ -210,17 +207,11 @@ def fractions(root: Path) -> str:
 _UP = f"../../{RESULTS}"
 
 
-def _convergences(root: Path) -> list[tuple[Path, dict[str, Any], Winners]]:
-    """Every committed run that has SGD: its folder, its settings, the best runs."""
-    found = []
-    for path in sorted((root / RESULTS).glob("convergence/*/settings.json")):
-        settings = run_folder.read_settings(path.parent)["settings"]
-        best = winners(files.read_lines(path.parent / "runs.jsonl"), settings)
-        if of(best, "sgd"):
-            found.append((path.parent, settings, best))
-    return found
+def _convergences(root: Path) -> list[Run]:
+    """Every committed run that has SGD."""
+    return [run for run in Run.below(root / RESULTS / "convergence") if run.sgd]
 
 
-def _subject(settings: dict[str, Any]) -> str:
+def _subject(settings: Mapping[str, Any]) -> str:
     task, model = by_name.TITLES[settings["task"]], by_name.name_of(settings["init"])
     return f"{task}, {model}"

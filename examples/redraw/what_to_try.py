@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from examples.lab import files, run_folder
 from examples.lab.files import Line
 from examples.lab.optimizers import is_clipped, label
 from examples.lab.statistics import Interval, bootstrap
 from examples.lab.tables import Table
-from examples.lab.winners import Rules, Winners, differences, of, winners
+from examples.lab.winners import Rules, Run, Winners, differences, of
 from examples.tasks import by_name
 
 _RESULTS = "examples/results"
@@ -135,16 +134,18 @@ def page(root: Path) -> str:
 
 def columns(results: Path) -> list[Column]:
     """The runs below a folder of results that kept the rules, and have SGD's."""
-    found = []
-    for path in sorted(results.glob("convergence/*/settings.json")):
-        settings = run_folder.read_settings(path.parent)["settings"]
-        rules = Rules.of(settings)
-        runs = files.read_lines(path.parent / "runs.jsonl")
-        best = winners(runs, settings)
-        if rules.apart and of(best, "sgd"):
-            task, init = settings["task"], settings["init"]
-            found.append(Column(path.parent.name, task, init, rules, runs, best))
-    return found
+    return [
+        Column(
+            run.folder.name,
+            run.settings["task"],
+            run.settings["init"],
+            run.rules,
+            run.lines,
+            run.best,
+        )
+        for run in Run.below(results / "convergence")
+        if run.rules.apart and run.sgd
+    ]
 
 
 def _introduction(columns: Sequence[Column]) -> str:

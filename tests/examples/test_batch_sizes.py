@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 
 def test_the_run_that_differs_in_its_batch_alone_is_compared(folder):
-    assert [run.batch_size for run in batch_sizes.read(folder)] == [1, 16]
+    assert [run.settings["batch_size"] for run in batch_sizes.read(folder)] == [1, 16]
 
 
 def test_differences_are_seed_by_seed_and_shares_those_of_the_mean(folder):
