@@ -32,8 +32,8 @@ def magnitude_key(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
 def clip_magnitude(array: jax.Array, limit: jax.Array) -> jax.Array:
     """Returns the array with no magnitude above a limit of its type, NaN as it is.
 
-    By bits, which fewer instructions do than a comparison, a sign and a choice:
-    arithmetic could flush a subnormal number.
+    By bits: arithmetic could flush a subnormal number. A comparison, a sign and a
+    choice would be more instructions.
     """
     dtype = array.dtype
     bits = lax.bitcast_convert_type(array, _signed(dtype))
