@@ -34,6 +34,7 @@ FILES = {
     "ratios.png",
     "landscape.png",
     "reductions.png",
+    "step_curvature.png",
     "momentum.png",
 }
 
@@ -70,7 +71,7 @@ def _measured(run):
 def test_a_run_leaves_tables_and_figures(finished):
     assert {path.name for path in finished.iterdir()} >= FILES
     page = (finished / "report.md").read_text()
-    assert page.count("![") == 4
+    assert page.count("![") == 5
     for text in ("Adam's update, 50 % clipped", "Spearman", "epoch 2"):
         assert text in page
 
