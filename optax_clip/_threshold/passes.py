@@ -198,7 +198,9 @@ def _summaries(
     """
     # Or XLA would compute the keys before the loop, and store them.
     vectors, probes = lax.optimization_barrier((of_stack.vectors, probes))
-    branches = [lambda x=x: whole_rows(x) for x in vectors]
+    # Keys of matrices: XLA for CPU has one thread for what only copies, and for vectors.
+    matrices = [whole_rows(x).reshape(-1, ROW) for x in vectors]
+    branches = [lambda x=x: as_keys(x, dtype) for x in matrices]
     number, shared = len(vectors), of_stack.groups_of_each()
     members = jnp.asarray(of_stack.groups).reshape(number, shared)
     # Split, says the type, as what is read.
@@ -210,7 +212,7 @@ def _summaries(
 
         def read():
             # The switch copies one matrix into the cache; the rest reads it there.
-            keys = as_keys(lax.switch(i, branches), dtype).reshape(len(own), -1, ROW)
+            keys = lax.switch(i, branches).reshape(len(own), -1, ROW)
             return _summarize_rows(keys, own.T[:, :, None, None])[:, None]
 
         if len(needed) == 1:
