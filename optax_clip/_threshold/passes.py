@@ -198,7 +198,7 @@ def _summaries(
     """
     # Or XLA would compute the keys before the loop, and store them.
     vectors, probes = lax.optimization_barrier((of_stack.vectors, probes))
-    # Keys of matrices: XLA for CPU has one thread for what only copies, and for vectors.
+    # Keys of matrices: XLA for CPU has one thread for copies, and for vectors.
     matrices = [whole_rows(x).reshape(-1, ROW) for x in vectors]
     branches = [lambda x=x: as_keys(x, dtype) for x in matrices]
     number, shared = len(vectors), of_stack.groups_of_each()
