@@ -6,7 +6,7 @@ below SGD, at rates swept at every batch size, after as many steps.
 `python -m examples.convergence.batch_sizes` makes them again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from examples.lab import command_line, looks, provenance, tables
+from examples.lab.curves import Key, minus_sgd
 from examples.lab.optimizers import label
 from examples.lab.statistics import bootstrap
 from examples.lab.winners import Run, mean
@@ -33,7 +34,7 @@ def _lead(run: Run) -> float:
     return max(0.0, -float(np.mean(found[0]))) if found else 0.0
 
 
-def _of_the_lead(run: Run, key: tuple[str, float]) -> str:
+def _of_the_lead(run: Run, key: Key) -> str:
     """How much of Adam's lead another one has, where there is one."""
     found, lead = run.minus_sgd(key), _lead(run)
     if not found or not lead:
@@ -70,7 +71,7 @@ def figure(root: Path) -> str:
     folder = root / "examples/results/batch_size"
     text = said(read(folder))
     place = f"../../examples/results/{folder.name}"
-    return f"![{text}]({place}/lead.png)\n\n*{text} [Report]({place}/report.md).*"
+    return tables.captioned(f"{place}/lead.png", text, f"[Report]({place}/report.md).")
 
 
 def read(folder: Path) -> list[Run]:
@@ -96,7 +97,7 @@ def _but_for_the_batch(run: Run) -> dict[str, Any]:
     return {name: x for name, x in run.settings.items() if name not in ignored}
 
 
-def compared(runs: Sequence[Run]) -> list[tuple[str, float]]:
+def compared(runs: Sequence[Run]) -> list[Key]:
     """What ran at two batch sizes or more, in the order of the first."""
     keys = dict.fromkeys(key for run in runs for key in run.best if key[0] != "sgd")
     return [key for key in keys if sum(key in run.best for run in runs) > 1]
@@ -108,46 +109,51 @@ def _introduction(runs: Sequence[Run]) -> str:
     return (
         f"From `{settings['init']}`, dataset `{settings['dataset']}`: "
         f"{settings['steps']} steps at every batch size, so that a larger batch sees "
-        f"more examples. {rules.said()} Every optimizer was swept at every batch size. "
+        f"more examples. {rules.said()} Each optimizer was swept at every batch size "
+        "that it has a number for. "
         f"Reported is the loss on {settings['test_rows']} test rows, on {rules.seeds} "
         "other seeds. Intervals are 95 % bootstrap over the seeds, of the difference "
         f"from SGD on the same batches, and too narrow for {rules.seeds} of them."
     )
 
 
-def _table(runs: Sequence[Run], keys: Sequence[tuple[str, float]]) -> tables.Table:
-    def cell(run: Run, key: tuple[str, float]) -> str:
-        found = run.minus_sgd(key)
-        return str(bootstrap(found)) if found else "-"
-
-    return tables.Table(
-        "Test loss minus SGD's, by batch size",
-        ["examples in a batch", "SGD's loss", *(label(*key) for key in keys)],
-        [
-            [
-                str(_size(run)),
-                f"{mean(run.sgd, run.rules.reported):.3f}",
-                *(cell(run, key) for key in keys),
-            ]
-            for run in runs
-        ],
-    )
+def _by_size(
+    title: str, header: Sequence[str], runs: Sequence[Run], cells: Callable[[Run], list]
+) -> tables.Table:
+    """A row for each batch size."""
+    rows = [[str(_size(run)), *cells(run)] for run in runs]
+    return tables.Table(title, ["examples in a batch", *header], rows)
 
 
-def _leads(runs: Sequence[Run], keys: Sequence[tuple[str, float]]) -> tables.Table:
+def _table(runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
+    def cells(run: Run) -> list[str]:
+        found = [run.minus_sgd(key) for key in keys]
+        return [
+            f"{mean(run.sgd, run.rules.reported):.3f}",
+            *(str(bootstrap(own)) if own else "-" for own in found),
+        ]
+
+    header = ["SGD's loss", *(label(*key) for key in keys)]
+    return _by_size("Test loss minus SGD's, by batch size", header, runs, cells)
+
+
+def _leads(runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
     others = [key for key in keys if key[0] != "adam"]
-    return tables.Table(
-        "Of Adam's lead over SGD, in the mean",
-        ["examples in a batch", "Adam's lead", *(label(*key) for key in others)],
-        [
-            [
-                str(_size(run)),
-                f"{_lead(run):.3f}",
-                *(_of_the_lead(run, key) for key in others),
-            ]
-            for run in runs
-        ],
-    )
+
+    def cells(run: Run) -> list[str]:
+        return [f"{_lead(run):.3f}", *(_of_the_lead(run, key) for key in others)]
+
+    header = ["Adam's lead", *(label(*key) for key in others)]
+    return _by_size("Of Adam's lead over SGD, in the mean", header, runs, cells)
+
+
+def _rates(runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
+    def cells(run: Run) -> list[str]:
+        found = [run.sgd, *(run.best.get(key) for key in keys)]
+        return [f"{own[0]['learning_rate']:g}" if own else "-" for own in found]
+
+    header = ["SGD", *(label(*key) for key in keys)]
+    return _by_size("The learning rates that were chosen", header, runs, cells)
 
 
 def said(runs: Sequence[Run]) -> str:
@@ -165,41 +171,15 @@ def said(runs: Sequence[Run]) -> str:
     )
 
 
-def _rates(runs: Sequence[Run], keys: Sequence[tuple[str, float]]) -> tables.Table:
-    def rate(run: Run, name: str, fraction: float | None = None) -> str:
-        found = [
-            own[0]["learning_rate"]
-            for key, own in run.best.items()
-            if key[0] == name and fraction in (None, key[1])
-        ]
-        return f"{found[0]:g}" if found else "-"
-
-    return tables.Table(
-        "The learning rates that were chosen",
-        ["examples in a batch", "SGD", *(label(*key) for key in keys)],
-        [
-            [str(_size(run)), rate(run, "sgd"), *(rate(run, *key) for key in keys)]
-            for run in runs
-        ],
-    )
-
-
-def _draw(
-    runs: Sequence[Run], keys: Sequence[tuple[str, float]], figure: Figure
-) -> None:
+def _draw(runs: Sequence[Run], keys: Sequence[Key], figure: Figure) -> None:
     axes = figure.subplots()
-    names = [name for name, _ in keys]
-    for i, key in enumerate(keys):
-        found = {_size(run): run.minus_sgd(key) for run in runs}
-        found = {size: own for size, own in found.items() if own}
-        means = np.asarray([np.mean(own) for own in found.values()])
-        ends = [[min(own), max(own)] for own in found.values()]
-        bars = np.abs(np.asarray(ends).T - means)
-        marks = looks.dots(key[0]) | looks.look(*key)
-        if key[0] in names[:i]:  # at another fraction
-            marks["linestyle"] = ":"
-        axes.errorbar([*found], means, bars, capsize=3, **marks)
-    axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
+    minus_sgd(
+        axes,
+        {
+            key: {_size(run): own for run in runs if (own := run.minus_sgd(key))}
+            for key in keys
+        },
+    )
     axes.set_xscale("log", base=2)
     sizes = [_size(run) for run in runs]
     axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -208,7 +188,6 @@ def _draw(
         ylabel="test loss minus SGD's",
         title="Where SGD falls behind",
     )
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def cli() -> None:

@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from examples.data.batching import Arrays
-from examples.lab import looks, token_frequency
+from examples.lab import tables, token_frequency
+from examples.lab.curves import minus_sgd
 from examples.lab.files import Line
 from examples.lab.optimizers import label
 from examples.lab.steps import Params
@@ -56,23 +57,17 @@ def differences_from_sgd(
 def draw(best: Winners, figure: Figure) -> None:
     """The differences against the group, with a bar from lowest to highest seed."""
     axes = figure.subplots()
-    places = np.arange(1, GROUPS + 1)
+    places = range(1, GROUPS + 1)
     found = differences_from_sgd(best)
-    names = [name for name, _ in found]
-    for i, (key, groups) in enumerate(found.items()):
-        means = np.mean(groups, axis=1)
-        bars = np.abs([np.min(groups, axis=1) - means, np.max(groups, axis=1) - means])
-        marks = looks.dots(key[0]) | looks.look(*key)
-        if key[0] in names[:i]:  # at another fraction
-            marks["linestyle"] = ":"
-        axes.errorbar(places, means, bars, capsize=2, **marks)
-    axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
+    minus_sgd(
+        axes,
+        {key: dict(zip(places, own, strict=True)) for key, own in found.items()},
+    )
     axes.set(
         xticks=places,
         xlabel="tenth of the training labels, from frequent tokens to rare ones",
         ylabel="test loss minus SGD's",
     )
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def figure(root: Path) -> str:
@@ -88,9 +83,8 @@ def figure(root: Path) -> str:
         f"all tokens, on the most frequent tenth and on the rarest: {said}."
     )
     place = f"../../examples/results/long_training/{run.folder.name}"
-    return (
-        f"![{text}]({place}/loss_by_frequency.png)\n\n"
-        f"*{text} [Report]({place}/report.md).*"
+    return tables.captioned(
+        f"{place}/loss_by_frequency.png", text, f"[Report]({place}/report.md)."
     )
 
 

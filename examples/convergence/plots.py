@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.convergence import by_frequency
 from examples.lab import looks, tables
-from examples.lab.curves import legend, loss_curves
+from examples.lab.curves import bars, legend, legend_beside, loss_curves
 from examples.lab.files import Line
 from examples.lab.optimizers import is_clipped, label
 from examples.lab.winners import Rules, Winners, at_fraction, differences, of
@@ -130,16 +129,12 @@ def _against_rate(
     kind = "validation" if rules.apart else "training"
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"final {kind} loss")
     axes.set_title(_title("Final loss", settings, f"seed {rules.selection_seed}"))
-    _legend_beside(axes)
+    legend_beside(axes)
 
 
 def _by_frequency(best: Winners, settings: Settings, figure: Figure) -> None:
     by_frequency.draw(best, figure)
     figure.suptitle(_title("Frequent and rare tokens", settings))
-
-
-def _legend_beside(axes: Axes) -> None:
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _against_fraction(
@@ -151,12 +146,9 @@ def _against_fraction(
     for name, family in _families(best).items():
         found = {f: differences(runs, plain, what) for f, runs in family.items()}
         found = {fraction: own for fraction, own in found.items() if own}
-        means = np.asarray([np.mean(own) for own in found.values()])
-        ends = [[min(own), max(own)] for own in found.values()]
-        bars = np.abs(np.asarray(ends).T - means)
         said = "clipped SGD" if name == "clipped_sgd" else label(name, None)
         marks = looks.dots(name) | {"linestyle": "--", "label": said}
-        axes.errorbar([*found], means, bars, capsize=3, **marks)
+        bars(axes, found, **marks)
     axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
     if own := differences(of(best, "adam"), plain, what):
         colour = looks.COLOURS["adam"]

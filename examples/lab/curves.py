@@ -1,6 +1,7 @@
 """Curves of many optimizers in panels of a few, a band over the seeds for each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -53,6 +54,30 @@ def loss_curves(
     margin = 0.1 * (max(rest) - min(rest)) or 1.0
     panels[0].set_ylim(min(rest) - margin, max(rest) + margin)
     return panels
+
+
+def bars(axes: Axes, found: Mapping[float, Sequence[float]], **marks: Any) -> None:
+    """The mean over the seeds at each place, in a bar from lowest to highest."""
+    means = np.asarray([np.mean(own) for own in found.values()])
+    ends = np.asarray([[min(own), max(own)] for own in found.values()])
+    axes.errorbar([*found], means, np.abs(ends.T - means), capsize=3, **marks)
+
+
+def minus_sgd(axes: Axes, found: Mapping[Key, Mapping[float, Sequence[float]]]) -> None:
+    """Of each optimizer the differences from SGD, which is a line at 0."""
+    names = [name for name, _ in found]
+    for i, (key, own) in enumerate(found.items()):
+        marks = looks.dots(key[0]) | looks.look(*key)
+        if key[0] in names[:i]:  # at another fraction
+            marks["linestyle"] = ":"
+        bars(axes, own, **marks)
+    axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
+    legend_beside(axes)
+
+
+def legend_beside(axes: Axes) -> None:
+    """The legend to the right of the axes."""
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def grouped(

@@ -28,6 +28,11 @@ class Table(NamedTuple):
         )
 
 
+def captioned(image: str, said: str, more: str = "") -> str:
+    """A figure in Markdown with what it says in words, and links behind them."""
+    return f"![{said}]({image})\n\n*{' '.join(filter(None, [said, more]))}*"
+
+
 class Figure(NamedTuple):
     """A figure of a report: its file, and what it says in words."""
 
@@ -47,9 +52,7 @@ class Report(NamedTuple):
     def write(self, path: Path) -> Path:
         """Writes it as Markdown; figures lie beside it."""
         parts = [f"# {self.title}", self.introduction]
-        parts += [
-            f"![{f.caption}]({f.path.name})\n\n*{f.caption}*" for f in self.figures
-        ]
+        parts += [captioned(f.path.name, f.caption) for f in self.figures]
         for table in self.tables:
             parts += [f"## {table.title}", table.markdown()]
         parts += ["## How it was made", self.provenance]

@@ -6,7 +6,7 @@ under the rules of `examples.lab.contest` a validation_loss or a test_loss.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Run(NamedTuple):
     best: Winners
 
     @classmethod
-    def read(cls, folder: Path) -> "Run":
+    def read(cls, folder: Path) -> Self:
         content = run_folder.read_settings(folder)
         settings, lines = content["settings"], files.read_lines(folder / "runs.jsonl")
         return cls(
@@ -83,7 +83,7 @@ class Run(NamedTuple):
         )
 
     @classmethod
-    def below(cls, folder: Path) -> list["Run"]:
+    def below(cls, folder: Path) -> list[Self]:
         """Every run in a folder of runs, by name."""
         return [
             cls.read(path.parent) for path in sorted(folder.glob("*/settings.json"))

@@ -20,7 +20,7 @@ from examples.heterogeneity.claims import clear, gap
 from examples.heterogeneity.reading import name
 from examples.lab import files, paper, run_folder
 from examples.lab.statistics import bootstrap
-from examples.lab.tables import Table
+from examples.lab.tables import Table, captioned
 from examples.lab.winners import Run
 from examples.redraw import benchmarks, lead, sentences, what_to_try
 from examples.sharpness import hero
@@ -57,7 +57,7 @@ def hero_figure(root: Path) -> str:
     content = json.loads((root / folder / "concentration.json").read_text())
     said = hero.caption(content["settings"], content["seeds"])
     report = f"[How it was measured]({folder}/report.md)."
-    return f"![{said}]({folder}/hero.png)\n\n*{said} {report}*"
+    return captioned(f"{folder}/hero.png", said, report)
 
 
 def zeros_table(root: Path) -> str:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from examples.finetune_t5 import in_numbers
 from examples.finetune_t5 import report as finetune_t5
-from examples.lab import looks
+from examples.lab import looks, tables
 from examples.lab.optimizers import label
 from examples.redraw import what_to_try
 
@@ -72,7 +72,7 @@ def tasks(results: Path) -> Iterator[Task]:
 def figure(root: Path) -> str:
     """The figure with what it says, for a page of the documentation."""
     said = caption(root / "examples/results")
-    return f"![{said}](../../examples/results/{NAME})\n\n*{said}*"
+    return tables.captioned(f"../../examples/results/{NAME}", said)
 
 
 def caption(results: Path) -> str:

@@ -194,9 +194,8 @@ def fractions(root: Path) -> str:
         for key in wanted:
             found = run.minus_sgd(key)
             cells.append(str(bootstrap(found)) if found else "-")
-        what = "training loss; chosen on a reported seed"
-        if run.rules.apart:
-            what = "test loss"
+        chosen = "training loss; chosen on a reported seed"
+        what = "test loss" if run.rules.apart else chosen
         report = f"{_UP}/convergence/{run.folder.name}/report.md"
         rows.append([f"[{_subject(run.settings)}]({report}) ({what})", *cells])
     heads = [f"{100 * f:g} %" for f in clipped]

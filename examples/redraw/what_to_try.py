@@ -7,15 +7,13 @@ Every run below examples/results/convergence that kept the rules of
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from examples.lab.files import Line
 from examples.lab.optimizers import is_clipped, label
 from examples.lab.statistics import Interval, bootstrap
 from examples.lab.tables import Table
-from examples.lab.winners import Rules, Run, Winners, differences, of
+from examples.lab.winners import Run, differences
 from examples.tasks import by_name
 
 _RESULTS = "examples/results"
@@ -80,20 +78,14 @@ PAIRS: tuple[tuple[Key, Key], ...] = (
 )
 
 
-class Column(NamedTuple):
+class Column(Run):
     """A task, and what was found on it."""
-
-    folder: str
-    task: str
-    init: str
-    rules: Rules
-    runs: list[Line]
-    best: Winners
 
     @property
     def title(self) -> str:
-        model = by_name.name_of(self.init)
-        kind = "language model" if self.task == "causal_lm" else "translation"
+        model = by_name.name_of(self.settings["init"])
+        language = self.settings["task"] == "causal_lm"
+        kind = "language model" if language else "translation"
         return f"{kind}, {_SHORT.get(model, model)}"
 
     def minus(self, key: Key, other: Key) -> Interval | None:
@@ -134,18 +126,8 @@ def page(root: Path) -> str:
 
 def columns(results: Path) -> list[Column]:
     """The runs below a folder of results that kept the rules, and have SGD's."""
-    return [
-        Column(
-            run.folder.name,
-            run.settings["task"],
-            run.settings["init"],
-            run.rules,
-            run.lines,
-            run.best,
-        )
-        for run in Run.below(results / "convergence")
-        if run.rules.apart and run.sgd
-    ]
+    found = Column.below(results / "convergence")
+    return [column for column in found if column.rules.apart and column.sgd]
 
 
 def _introduction(columns: Sequence[Column]) -> str:
@@ -177,7 +159,7 @@ def _losses(columns: Sequence[Column]) -> Table:
         ]
         against = _verdict(columns, key, _SGD) if key != _SGD else "-"
         rows.append([label(*key), *cells, against, _state(columns, key)])
-    heads = [f"[{c.title}]({_UP}/{c.folder}/report.md)" for c in columns]
+    heads = [f"[{c.title}]({_UP}/{c.folder.name}/report.md)" for c in columns]
     return Table("", ["optimizer", *heads, "than SGD", "state"], rows)
 
 
@@ -215,13 +197,13 @@ def _state(columns: Sequence[Column], key: Key) -> str:
 
 
 def _sgd_state(column: Column) -> int:
-    return of(column.best, "sgd")[0]["state_bytes"]
+    return column.sgd[0]["state_bytes"]
 
 
 def _counts(columns: Sequence[Column]) -> str:
     """How many comparisons that were, and how many failures."""
     cells = sum(len(column.best) - 1 for column in columns)
-    runs = [run for column in columns for run in column.runs]
+    runs = [run for column in columns for run in column.lines]
     failed = [run["seed"] for run in runs if run["loss"] is None]
     searching = sum(seed == columns[0].rules.selection_seed for seed in failed)
     return (
@@ -317,9 +299,7 @@ def _rates(columns: Sequence[Column]) -> Table:
 def _missing(columns: Sequence[Column]) -> Iterator[str]:
     for title, settings in KINDS.items():
         own = [
-            column
-            for column in columns
-            if all(getattr(column, name) == value for name, value in settings.items())
+            column for column in columns if settings.items() <= column.settings.items()
         ]
         if not own:
             yield f"{title}: the whole task."

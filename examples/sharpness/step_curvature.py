@@ -30,7 +30,9 @@ SHOWN = 0.125, HALF, 1.0
 AGREES = 1.5  # a factor
 
 
-def ratios(curve: Mapping[str, Sequence[float]], measured: Mapping[str, Any]) -> Any:
+def ratios(
+    curve: Mapping[str, Sequence[float]], measured: Mapping[str, Any]
+) -> list[list[float]] | None:
     """Mean curvature over each step of a scan over that at the point.
 
     Returns:
