@@ -1,24 +1,28 @@
 """When does clipping lower SGD's sharpness much? `python -m examples.factors`.
 
-One factor at a time is changed of one small experiment: a T5 is trained by Adam, then
-SGD drives it for some updates, and the sharpness of SGD's direction is compared with
-that of SGD with clipped coordinates. Every variant is a line of variants.jsonl in the
-run folder, --resume repeats none of them, and the table goes to factors.md.
+One factor at a time is changed of one small experiment: SGD drives a T5 that translates
+for some updates, on pairs that are new to it, and the sharpness of SGD's direction is
+compared with that of SGD with clipped coordinates. A seed of a variant is a line of
+variants.jsonl in the run folder, --resume repeats none of them, and the table goes to
+factors.md.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from examples.factors import report
-from examples.factors.problem import Problem, rescale, set_up
+from examples.factors.problem import Problem, set_up
 from examples.factors.variants import COMPARED, FACTORS, Variant
 from examples.lab import command_line, run_folder, training
+from examples.lab.contest import LEAST_SEEDS
 from examples.lab.directions import (
     before_last_step,
     numbers,
@@ -26,9 +30,10 @@ from examples.lab.directions import (
     ratio,
     with_pseudo_updates,
 )
+from examples.lab.files import Line
 from examples.lab.log import Log
 from examples.lab.steps import Microbatches, TrainState, train_step, updates
-from examples.models import t5
+from examples.models import t5, t5_scales
 from optax_clip import diagnostics
 
 
@@ -38,15 +43,16 @@ class Settings:
 
     factor: tuple[str, ...] = tuple(FACTORS)
     """Which of the factors."""
-    init: str = "examples/checkpoints/t5-enfr-small"
+    init: str = "examples/checkpoints/t5-enfr-mixture"
     """A folder with a T5 of the committed vocabulary in the Hugging Face layout."""
     test_size: int = 64
-    """Pairs in the fixed batch."""
+    """Held-out pairs, the same for all variants."""
     max_length: int = 40
     """Longest source and target in tokens; longer pairs are dropped."""
     part: int = 16
     """Pairs in memory at a time."""
-    seed: int = 0
+    seeds: int = LEAST_SEEDS
+    """How many, from 0."""
     run: Path = Path("runs/factors")
     """The run folder."""
     resume: bool = False
@@ -66,16 +72,19 @@ class Settings:
 
     def variants(self) -> list[tuple[str, Variant]]:
         if self.smallest:
-            small = Variant(adam_steps=1, batch_size=2, momentum_updates=2)
+            small = Variant(batch_size=2, momentum_updates=2)
+            grown = dataclasses.replace(small, scaled="values", scale=4.0)
+            trained = dataclasses.replace(small, adam_steps=1)
             return [
                 ("as it is", small),
-                ("padding", dataclasses.replace(small, mask_source=False)),
+                ("scale of weights", grown),
+                ("training by Adam", trained),
             ]
         return [(name, variant) for name in self.factor for variant in FACTORS[name]]
 
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers."""
-        names = ("init", "test_size", "max_length", "part", "seed", "smallest")
+        names = ("init", "test_size", "max_length", "part", "seeds", "smallest")
         return {name: getattr(self, name) for name in names}
 
 
@@ -83,22 +92,29 @@ def main(settings: Settings, _: None) -> Path:
     """Runs what is missing, writes the table after each variant."""
     done = Log(
         settings.run / "variants.jsonl",
-        lambda line: print(*report.row(line), sep=" | ", flush=True),
+        lambda line: print(*report.row([line]), sep=" | ", flush=True),
     )
     for factor, variant in settings.variants():
-        wanted = {"factor": factor, "variant": dataclasses.asdict(variant)}
-        done.once(wanted, functools.partial(measure, settings, variant))
+        known = {"factor": factor, "variant": dataclasses.asdict(variant)}
+        measure = functools.cache(lambda variant=variant: measurer(settings, variant))
+        for seed in range(settings.seeds):
+            done.once(
+                {**known, "seed": seed},
+                lambda seed=seed, measure=measure: measure()(seed),
+            )
         report.write(settings.run)
     return report.write(settings.run)[0]
 
 
-def measure(settings: Settings, variant: Variant) -> dict[str, Any]:
-    """Trains one variant and measures it, after several updates."""
+def measurer(settings: Settings, variant: Variant) -> Callable[[int], Line]:
+    """Seed -> what a variant measures, after several updates."""
     problem = set_up(
-        variant, settings.init, settings.max_length, settings.seed, settings.run
+        variant,
+        settings.init,
+        settings.max_length,
+        settings.test_size,
+        settings.run,
     )
-    params = _trained(settings, variant, problem)
-    params = rescale(params, variant.embedding_scale)
     fractions = dict.fromkeys(COMPARED, variant.fraction)
     optimizer = with_pseudo_updates("sgd", variant.rate, fractions)
     count = -(-variant.batch_size // settings.part)
@@ -116,56 +132,74 @@ def measure(settings: Settings, variant: Variant) -> dict[str, Any]:
             weight=t5.token_count,
         )
     )
-    test = problem.batch_at(settings.test_size, settings.seed + 1, 0)
-    batch_at = functools.partial(
-        problem.batch_at, variant.batch_size, settings.seed + 2
-    )
-    begin, steps = TrainState(params, optimizer.init(params)), variant.momentum_updates
+    steps = variant.momentum_updates
     moments = {steps, steps - steps // 4, steps // 2}
-    measured: list[dict[str, Any]] = []
-    for step, state, metrics in updates(
-        step_function, begin, batch_at, settings.seed, 0, steps
-    ):
-        if metrics and not np.isfinite(metrics["loss"]):
-            return {"diverged": step - 1}
-        if metrics and step in moments:
-            rows = table(before_last_step(state, "sgd"), pseudo_directions(state), test)
-            measured.append({name: numbers(row) for name, row in rows.items()})
+
+    def measure(seed: int) -> Line:
+        params = _trained(settings, variant, problem, seed)
+        if variant.scaled:
+            params = t5_scales.rescaled(params, variant.scaled, variant.scale)
+        batch_at = functools.partial(problem.batch_at, variant.batch_size, seed)
+        begin = TrainState(params, optimizer.init(params))
+        measured: list[dict[str, Any]] = []
+        for step, state, metrics in updates(
+            step_function, begin, batch_at, seed, 0, steps
+        ):
+            if metrics and not np.isfinite(metrics["loss"]):
+                return {"diverged": step - 1}
+            if metrics and step in moments:
+                rows = table(
+                    before_last_step(state, "sgd"),
+                    pseudo_directions(state),
+                    problem.test,
+                )
+                measured.append({name: numbers(row) for name, row in rows.items()})
+        return _summary(measured)
+
+    return measure
+
+
+def _summary(measured: list[dict[str, Any]]) -> Line:
+    sharpness = {
+        name: [rows[name]["sharpness"] for rows in measured] for name in COMPARED
+    }
     return {
         "diverged": None,
         "loss": measured[-1]["sgd"]["loss"],
-        "sharpness": {
-            name: [m[name]["sharpness"] for m in measured] for name in COMPARED
-        },
+        "sharpness": sharpness,
         "ratios": {
-            name: [ratio(m[name]["sharpness"], m["sgd"]["sharpness"]) for m in measured]
-            for name in COMPARED
+            name: [ratio(*both) for both in zip(own, sharpness["sgd"], strict=True)]
+            for name, own in sharpness.items()
         },
     }
 
 
-def _trained(settings: Settings, variant: Variant, problem: Problem) -> t5.Params:
+def _trained(
+    settings: Settings, variant: Variant, problem: Problem, seed: int
+) -> t5.Params:
     """After Adam's steps, kept in the run folder for the variants that share them."""
     if not variant.adam_steps:
-        return problem.params
+        return jax.tree.map(jnp.copy, problem.start(seed))
     shared = (
         variant.start,
         variant.adam_steps,
         variant.source_length,
         "masked" if variant.mask_source else "unmasked",
         variant.vocabulary,
+        f"seed{seed}",
     )
     name = "-".join(map(str, shared))
     state = training.train(
         settings.run / "trained" / name,
         problem.loss,
-        problem.params,
+        problem.start(seed),
         optax.adam(3.16e-4 if variant.start == "pretrained" else 1e-3),
+        # Batches that SGD does not begin with.
         functools.partial(
-            problem.batch_at, 2 if settings.smallest else 16, settings.seed
+            problem.batch_at, 2 if settings.smallest else 16, seed + settings.seeds
         ),
         steps=variant.adam_steps,
-        seed=settings.seed,
+        seed=seed,
         save_every=200,
         label=name,
     )

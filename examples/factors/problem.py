@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,48 +18,58 @@ class Problem:
     """A model and its data, as a variant has them."""
 
     loss: Callable[..., jax.Array]
-    params: t5.Params
-    arrays: batching.Arrays
+    start: Callable[[int], t5.Params]  # of a seed
+    train: batching.Arrays
+    test: batching.Arrays
 
     def batch_at(self, size: int, seed: int, step: int) -> batching.Arrays:
-        return batching.batch_at(self.arrays, size, seed, step)
+        return batching.batch_at(self.train, size, seed, step)
 
 
 def set_up(
-    variant: Variant, init: str, max_length: int, seed: int, folder: Path
+    variant: Variant, init: str, max_length: int, test_size: int, folder: Path
 ) -> Problem:
     """The model and the pairs of a variant; `folder` keeps its vocabulary."""
-    pairs = translation.committed_split().train
+    parts = translation.libreoffice_parts()
     config, graphdef, params = huggingface.load(init)
     words = vocabulary.load()
     if variant.vocabulary != words.size:
-        words = _vocabulary(folder, pairs, variant.vocabulary)
+        words = _vocabulary(folder, parts.untranslated, variant.vocabulary)
         config = dataclasses.replace(config, vocab_size=words.size)
+
+    def start(seed: int) -> t5.Params:
+        return t5.init(config, seed)[1] if variant.start == "random" else params
+
     if variant.start == "random":
-        graphdef, params = t5.init(config, seed)
-    arrays = translation.tokenise(pairs, words, max_length).arrays
-    extra = variant.source_length - arrays["source"].shape[1]
-    arrays["source"] = np.pad(arrays["source"], ((0, 0), (0, max(extra, 0))))
+        graphdef, _ = t5.init(config, 0)
     loss = t5.make_loss(graphdef, config, mask_source=variant.mask_source)
-    return Problem(without_dropout(loss), params, arrays)
+    train, test = (
+        _rows(pairs, words, max_length, variant.source_length)
+        for pairs in (parts.untranslated, _new(parts.valid, parts.untranslated))
+    )
+    evenly = np.linspace(0, batching.count(test) - 1, test_size).astype(int)
+    test = {name: array[evenly] for name, array in test.items()}
+    return Problem(without_dropout(loss), start, train, test)
 
 
-def rescale(params: t5.Params, scale: float) -> t5.Params:
-    """The same function of the tokens, with an embedding `scale` times as large.
+def _rows(
+    pairs: list[translation.Pair],
+    words: vocabulary.Vocabulary,
+    max_length: int,
+    source_length: int,
+) -> batching.Arrays:
+    arrays = translation.tokenise(pairs, words, max_length).arrays
+    extra = source_length - arrays["source"].shape[1]
+    arrays["source"] = np.pad(arrays["source"], ((0, 0), (0, max(extra, 0))))
+    return arrays
 
-    What the layers add to the embedding grows with it; the norm before the output
-    layer, which is the embedding once more, takes the factor back.
-    """
-    if scale == 1:
-        return params
 
-    def scaled(path: Any, x: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path)
-        if name == "['embed']['embedding']" or "['output']['kernel']" in name:
-            return x * scale
-        return x / scale if name == "['decoder']['norm']['scale']" else x
-
-    return jax.tree_util.tree_map_with_path(scaled, params)
+def _new(
+    pairs: list[translation.Pair], known: list[translation.Pair]
+) -> list[translation.Pair]:
+    """The pairs with a source that is not trained on too, each once."""
+    seen = {pair.english for pair in known}
+    return [p for p in {p.english: p for p in pairs}.values() if p.english not in seen]
 
 
 def _vocabulary(

@@ -4,15 +4,17 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import tyro
 
 from examples.factors.variants import COMPARED, FACTORS, Variant, described
 from examples.lab import command_line, files, provenance, run_folder, tables
 from examples.lab.directions import finite_mean
+from examples.lab.files import Line
 from examples.lab.optimizers import label
 from examples.lab.tables import Table
 
@@ -21,21 +23,25 @@ def write(folder: Path) -> list[Path]:
     """Writes factors.md, of all variants that have been measured so far."""
     done = files.read_lines(folder / "variants.jsonl")
     content = run_folder.read_settings(folder)
+    settings = content["settings"]
     known = [(line["factor"], line["variant"]) for line in done]
     missing = [
         f"{factor} ({described(dataclasses.asdict(variant))})"
         for factor, variants in FACTORS.items()
         for variant in variants
         if (factor, dataclasses.asdict(variant)) not in known
-        and not content["settings"]["smallest"]
+        and not settings["smallest"]
     ]
     base = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(Variant()).items())
     report = tables.Report(
         "When does clipping lower SGD's sharpness much?",
-        f"One factor at a time is changed. Defaults: {base}. Ratios: mean, and range "
-        f"over three moments, on {content['settings']['test_size']} fixed pairs."
-        + (f" Not run: {', '.join(missing)}." if missing else "")
-        + _broken(done),
+        f"From `{settings['init']}`, one factor at a time is changed. Defaults: "
+        f"{base}. A scale multiplies weights of one kind and divides others, so that "
+        "the model computes the same (`examples.models.t5_scales`). Ratios are means "
+        "over three moments of a trajectory; a number is their mean over the seeds, in "
+        f"brackets the lowest and highest of {settings['seeds']} seeds, on "
+        f"{settings['test_size']} held-out pairs."
+        + (f" Not run: {', '.join(missing)}." if missing else ""),
         [],
         [table(done)],
         provenance.described(content["sessions"]),
@@ -43,35 +49,12 @@ def write(folder: Path) -> list[Path]:
     return [report.write(folder / "factors.md")]
 
 
-_KEEPS_THE_FUNCTION = "embedding scale"
-_FAR = 0.5  # nats above the loss of the defaults
-
-
-def _broken(done: list[dict[str, Any]]) -> str:
-    """Says where a change that keeps the function ended at another loss."""
-    base = next((x["loss"] for x in done if x["factor"] == "as it is"), None)
-    if base is None:
-        return ""
-    found = [
-        f"{described(line['variant'])} (loss {line['loss']:.2f}, the defaults' "
-        f"{base:.2f})"
-        for line in done
-        if line["factor"] == _KEEPS_THE_FUNCTION
-        and line["diverged"] is None
-        and line["loss"] > base + _FAR
-    ]
-    if not found:
-        return ""
-    return (
-        " Another scale of the embedding keeps the function that the model computes, "
-        f"so its training was broken where it ended far above: {', '.join(found)}. "
-        "Ratios of these rows say nothing about the scale."
-    )
-
-
-def table(done: list[dict[str, Any]]) -> Table:
+def table(done: list[Line]) -> Table:
     """One row for each variant, factor by factor."""
     factors = [*FACTORS]
+    variants: dict[str, list[Line]] = {}
+    for line in sorted(done, key=lambda x: factors.index(x["factor"])):
+        variants.setdefault(str((line["factor"], line["variant"])), []).append(line)
     return Table(
         "What clipping does to the sharpness of SGD's direction, one factor at a time",
         [
@@ -81,27 +64,31 @@ def table(done: list[dict[str, Any]]) -> Table:
             "SGD's sharpness",
             *(f"{label(name, None)} / SGD" for name in COMPARED[1:]),
         ],
-        [row(line) for line in sorted(done, key=lambda x: factors.index(x["factor"]))],
+        [row(seeds) for seeds in variants.values()],
     )
 
 
-def row(line: Mapping[str, Any]) -> list[str]:
-    first = [line["factor"], described(line["variant"])]
-    if line["diverged"] is not None:
-        return [*first, f"diverged at update {line['diverged']}", "-", *["-"] * 4]
+def row(seeds: Sequence[Line]) -> list[str]:
+    """A variant, from the lines of its seeds."""
+    first = [seeds[0]["factor"], described(seeds[0]["variant"])]
+    kept = [line for line in seeds if line["diverged"] is None]
+    if lost := len(seeds) - len(kept):
+        first[1] += f" ({lost} of {len(seeds)} diverged)"
+    if not kept:
+        return [*first, "-", "-", *["-"] * len(COMPARED[1:])]
     return [
         *first,
-        f"{line['loss']:.2f}",
-        f"{finite_mean(line['sharpness']['sgd']):.3g}",
-        *(_summary(line["ratios"][name]) for name in COMPARED[1:]),
+        f"{np.mean([line['loss'] for line in kept]):.2f}",
+        f"{finite_mean(finite_mean(x['sharpness']['sgd']) for x in kept):.3g}",
+        *(_summary([x["ratios"][name] for x in kept]) for name in COMPARED[1:]),
     ]
 
 
-def _summary(ratios: list[float | None]) -> str:
-    known = [r for r in ratios if r is not None]
+def _summary(ratios: Sequence[Sequence[float | None]]) -> str:
+    known = [x for own in ratios if not math.isnan(x := finite_mean(own))]
     if not known:
         return "-"
-    return f"{finite_mean(known):.2g} ({min(known):.2g} to {max(known):.2g})"
+    return f"{np.mean(known):.2g} ({min(known):.2g} to {max(known):.2g})"
 
 
 def main(run: tyro.conf.Positional[Path]) -> None:

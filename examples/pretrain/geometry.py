@@ -8,7 +8,7 @@ the step: here the one is beside the other.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from examples.data.batching import Arrays, batch_at
 from examples.lab import command_line
 from examples.lab.files import write_json
 from examples.models import huggingface, t5
+from examples.models.t5_scales import kind
 from examples.pretrain import shrinking
 from optax_clip import diagnostics
 
@@ -137,20 +138,6 @@ def directions(gradient: t5.Params) -> dict[str, t5.Params]:
     clip = optax_clip.clip_top_k_coordinates(_FRACTION)
     clipped, _ = jax.jit(clip.update)(gradient, clip.init(gradient))
     return {"sgd": gradient, "clipped_sgd": clipped}
-
-
-def kind(path: Sequence[Any]) -> str:
-    """What sort of weight a leaf of a T5's parameters is."""
-    names = [str(getattr(key, "key", key)) for key in path]
-    if "relative_bias" in names:
-        return "relative bias"
-    if names[-1] == "scale":
-        return "norm gain"
-    if "feed_forward" in names:
-        return f"feed-forward {names[-2]}"
-    return {"embed": "embedding", "output": "attention output"}.get(
-        names[-2], names[-2]
-    )
 
 
 def _by_kind(params: t5.Params) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The convergence experiment with a training that takes no time, and the factors."""
+"""The convergence experiment with a training that takes no time."""
 
 import dataclasses
 import json
@@ -10,15 +10,12 @@ import pytest
 
 from examples.convergence import experiment as convergence
 from examples.convergence import report as convergence_report
-from examples.factors import experiment as factors
-from examples.factors import variants
 from examples.lab import contest, held_out, sweep
 from examples.lab.log import Log
 from examples.lab.optimizers import OPTIMIZERS
 from examples.lab.run_folder import read_settings
 from examples.lab.statistics import bootstrap
 from examples.lab.winners import Rules, winners
-from examples.models import huggingface, t5
 from examples.tasks import by_name
 
 
@@ -298,41 +295,3 @@ def test_a_log_does_each_piece_of_work_once(tmp_path):
     log.once({"a": 2}, dict)
     again = Log(tmp_path / "lines.jsonl", shown.append)
     assert again.lines == [{"a": 1, "b": None}, {"a": 2}]
-
-
-@pytest.mark.parametrize("scale", [0.1, 10.0])
-def test_a_rescaled_embedding_changes_the_gradient_and_not_the_loss(micro_t5, scale):
-    config, graphdef, params = huggingface.load(micro_t5)
-    # A norm adds its epsilon to the mean square, which a smaller embedding notices.
-    config = dataclasses.replace(config, layer_norm_epsilon=1e-12)
-    graphdef, _ = t5.init(config, 0)
-    loss = t5.make_loss(graphdef, config)
-    ids = np.random.default_rng(0).integers(3, 400, (2, 2, 9)).astype(np.int32)
-    batch = dict(zip(("source", "target"), ids, strict=True))
-    scaled = factors.rescale(params, scale)
-    value, grads = jax.value_and_grad(loss)(params, batch)
-    other, other_grads = jax.value_and_grad(loss)(scaled, batch)
-    np.testing.assert_allclose(other, value, rtol=1e-5)
-    kernel, other_kernel = (
-        g["encoder"]["layers"][0]["feed_forward"]["output"]["kernel"]
-        for g in (grads, other_grads)
-    )
-    np.testing.assert_allclose(other_kernel, kernel / scale, rtol=1e-3, atol=1e-6)
-
-
-def test_every_factor_changes_one_thing_of_another_variant():
-    base = dataclasses.asdict(variants.Variant())
-    for name, own in variants.FACTORS.items():
-        for variant in own:
-            changed = {
-                k for k, v in dataclasses.asdict(variant).items() if v != base[k]
-            }
-            allowed = {"start"} if "random" in name else set()
-            if variant.source_length == 160:
-                allowed = {"source_length"}
-            assert len(changed - allowed) <= 1, (name, changed)
-
-
-def test_an_unknown_factor_is_refused():
-    with pytest.raises(ValueError, match="--factor: expected some of 'as it is'"):
-        factors.Settings(factor=("weather",)).check()
