@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import optax
 from rich.console import Console
 
@@ -42,7 +43,7 @@ class Preset(NamedTuple):
     fractions: tuple[float, ...]  # 0 is SGD
     batches: int  # that the sharpness is measured on
     moments: int  # along a training
-    tail: int  # steps in the mean loss at the start, and at the end
+    tail: int  # last batches, on which the losses of start and end are compared
     resolution: float  # of the search, a factor
 
 
@@ -115,6 +116,7 @@ def measurer(task: Task, fraction: float, sizes: Preset) -> Callable[[int], Line
             along.append((step, predict(state.params, watching[0])))
 
     train = sweep.trainer(task, optimizer, sizes.steps, watch=watch)
+    loss = jax.jit(task.eval_loss)
 
     def measure(seed: int) -> Line:
         seeded = dataclasses.replace(task, seed=seed)
@@ -122,11 +124,15 @@ def measurer(task: Task, fraction: float, sizes: Preset) -> Callable[[int], Line
         first = sizes.steps
         batches = [seeded.batch_at(first + i) for i in range(sizes.batches)]
         predicted = predict(task.params, batches)
+        before = [
+            float(loss(task.params, seeded.batch_at(step)))
+            for step in range(sizes.steps - sizes.tail, sizes.steps)
+        ]
         tried: list[tuple[float, bool]] = []
 
         def stable(rate: float) -> bool:
             losses = train(rate, seed).losses
-            tried.append((rate, ends_below_its_start(losses, sizes.tail)))
+            tried.append((rate, ends_below_its_start(losses, before)))
             return tried[-1][1]
 
         usable = predicted if 0 < predicted < float("inf") else 1.0

@@ -7,10 +7,8 @@ training settles where this is its learning rate).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from examples.data.batching import Arrays
@@ -66,9 +64,11 @@ def largest_stable(
     raise ValueError(f"no largest stable learning rate between {low:g} and {high:g}.")
 
 
-def ends_below_its_start(losses: Sequence[float], tail: int) -> bool:
-    """What counts as stable: finite, and at the end not above the beginning."""
-    found: Any = jnp.asarray(losses)
-    if not bool(jnp.isfinite(found).all()):
-        return False
-    return float(np.mean(losses[-tail:])) <= float(np.mean(losses[:tail]))
+def ends_below_its_start(losses: Sequence[float], before: Sequence[float]) -> bool:
+    """What counts as stable: finite, and at the end not above the start.
+
+    `before` are the losses on the last batches of the parameters that it starts with,
+    so that a training that blows up and comes down half of the way is not stable.
+    """
+    end = losses[-len(before) :]
+    return bool(np.isfinite(losses).all() and np.mean(end) <= np.mean(before))

@@ -55,9 +55,10 @@ def _introduction(settings: Mapping[str, Any], runs: Sequence[Line]) -> str:
         f"SGD without momentum from `{settings['init']}`, {settings['steps']} steps of "
         f"{settings['batch_size']} examples. Predicted is 2 <g, u> / u^T H u in the "
         f"mean over {settings['batches']} batches before training. A rate is stable if "
-        f"the mean loss of the last {settings['tail']} steps is not above that of the "
-        f"first; the search ends within a factor of {settings['resolution']:g}, after "
-        f"{trainings} trainings. Intervals are 95 % bootstrap over the seeds."
+        f"the mean loss of the last {settings['tail']} steps is not above the start's "
+        "on the same batches; the search ends within a factor of "
+        f"{settings['resolution']:g}, after {trainings} trainings. Intervals are 95 % "
+        "bootstrap over the seeds."
     )
 
 

@@ -30,7 +30,7 @@ def test_on_a_quadratic_the_prediction_is_the_largest_stable_rate():
         losses = [
             float(quadratic(start * (1 - rate * 100) ** t, batch)) for t in (0, 9)
         ]
-        return ends_below_its_start(losses, 1)
+        return ends_below_its_start(losses[1:], losses[:1])
 
     found = largest_stable(stable, 1.0, resolution=1.01)
     assert found == pytest.approx(predicted, rel=0.01)
@@ -55,9 +55,10 @@ def test_the_search_brackets_from_anywhere(guess):
 
 
 def test_a_training_is_stable_if_it_ends_below_its_start():
-    assert ends_below_its_start([3.0, 9.0, 2.0, 2.0], 2)
-    assert not ends_below_its_start([3.0, 2.0, 9.0, 2.0], 2)
-    assert not ends_below_its_start([3.0, np.nan], 1)
+    assert ends_below_its_start([3.0, 9.0, 2.0, 2.0], [2.0, 3.0])
+    assert not ends_below_its_start([3.0, 9.0, 5.0, 4.0], [3.0, 3.0])
+    assert not ends_below_its_start([3.0, np.nan], [3.0])
+    assert not ends_below_its_start([np.inf, 2.0], [3.0])
 
 
 @pytest.mark.slow
