@@ -10,6 +10,7 @@ again by `examples.convergence.report`.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -35,7 +36,7 @@ from examples.lab.optimizers import (
     is_clipped,
     state_bytes,
 )
-from examples.models import pretrained_llama, scratch_llama
+from examples.models import pretrained_llama, scratch_llama, t5_scales
 from examples.tasks import by_name
 from examples.tasks.task import Task
 
@@ -149,6 +150,11 @@ class Settings(by_name.Choice):
     clipped SGD those of the preset too."""
     batch_size: int | None = None
     """Examples in a batch; without it, that of the preset."""
+    scaled: t5_scales.Scaled | None = None
+    """Weights of a T5 to multiply by --scale; others take the factor back, so that the
+    model computes the same before training."""
+    scale: float = 1.0
+    """The factor."""
     run: Path | None = None
     """The run folder; without it, runs/convergence/TASK."""
     resume: bool = False
@@ -160,6 +166,13 @@ class Settings(by_name.Choice):
         for fraction in (self.fraction, *(self.fractions or ())):
             check_fraction(fraction)
         run_folder.check_counts(self)
+        if self.scaled and self.task != "translation":
+            raise ValueError("--scaled is for the T5 of --task translation.")
+        if not 0 < self.scale < math.inf or (self.scale == 1) == bool(self.scaled):
+            raise ValueError(
+                "--scaled and --scale go together: expected weights and a positive "
+                f"factor other than 1, got {self.scaled} and {self.scale:g}."
+            )
 
     def folder(self) -> Path:
         model = f"-{self.init}" if self.init in _OTHERS else ""
@@ -201,6 +214,8 @@ class Settings(by_name.Choice):
         fields = dataclasses.asdict(self)
         for name in ("optimizer", "run", "resume"):
             del fields[name]
+        if not self.scaled:  # as in the runs from before there was a choice
+            del fields["scaled"], fields["scale"]
         sizes = self.sizes()._asdict()
         return {**fields, **sizes, **self.rules(), **self.chosen()}
 
@@ -229,6 +244,13 @@ def main(settings: Settings, prepared: Prepared) -> None:
 
 def prepare(settings: Settings) -> Prepared:
     """Everything that can be refused, before any work; claims the run folder last."""
+    prepared = load(settings)
+    run_folder.claim(settings, prepared.task.files)
+    return prepared
+
+
+def load(settings: Settings) -> Prepared:
+    """The task, and the rows to choose by and to report."""
     settings.check()
     sizes, rules = settings.sizes(), settings.rules()
     rows = {name: rules[name] for name in ("validation_rows", "test_rows")}
@@ -239,9 +261,10 @@ def prepare(settings: Settings) -> Prepared:
         held_out=2 * sum(rows.values()),  # some may be trained on too
         seed=0,
     )
-    parts = held_out.split(task, **rows)
-    run_folder.claim(settings, task.files)
-    return Prepared(task, rules, *parts)
+    if settings.scaled:
+        params = t5_scales.rescaled(task.params, settings.scaled, settings.scale)
+        task = dataclasses.replace(task, params=params)
+    return Prepared(task, rules, *held_out.split(task, **rows))
 
 
 def cli() -> None:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from examples.models.t5_scales import SCALED
+from examples.models.t5_scales import SCALED, Scaled
 
 COMPARED = (
     "sgd",
@@ -24,7 +24,7 @@ class Variant:
     source_length: int = 40  # tokens that sources are padded to
     mask_source: bool = True  # False: the padding is attended to
     vocabulary: int = 8192
-    scaled: str | None = None  # one of t5_scales.SCALED; the function stays the same
+    scaled: Scaled | None = None  # the function stays the same
     scale: float = 1.0
     batch_size: int = 64
     rate: float = 0.0316  # SGD's, as swept on this task

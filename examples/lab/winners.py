@@ -160,6 +160,14 @@ def differences(
     ]
 
 
+def covered(minus_sgd: Sequence[float], of_adam: Sequence[float]) -> float:
+    """The fraction of Adam's lead over SGD, from differences on the same batches.
+
+    It is that of their means: where the lead of a seed is small, its own says little.
+    """
+    return float(np.mean(minus_sgd) / np.mean(of_adam))
+
+
 def sweep_table(runs: Sequence[Line], rules: Rules) -> Table:
     """Every learning rate that was tried, of the runs that chose."""
     what = rules.chosen_by

@@ -8,23 +8,27 @@ other, and a gain may give what the matrices behind it lack.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from examples.models.t5 import Params
 
+Scaled = Literal[
+    "residual_stream", "queries", "values", "feed_forward", "norm_gains", "all_matrices"
+]
+
 # What is scaled -> the powers of the factor that kinds of weights are multiplied by.
 # The last norm's gains stand before the tied embedding, and the ReLU keeps factors.
 _INTO_STREAM = {"embedding": 1, "attention output": 1, "feed-forward output": 1}
 _BEHIND_GAINS = "query", "key", "value", "feed-forward input"
-SCALED: Mapping[str, Mapping[str, int]] = {
-    "residual stream": {**_INTO_STREAM, "last gain": -1},
+SCALED: Mapping[Scaled, Mapping[str, int]] = {
+    "residual_stream": {**_INTO_STREAM, "last gain": -1},
     "queries": {"query": 1, "key": -1},
     "values": {"value": 1, "attention output": -1},
-    "feed-forward": {"feed-forward input": 1, "feed-forward output": -1},
-    "norm gains": {"norm gain": 1, **dict.fromkeys(_BEHIND_GAINS, -1)},
-    "all matrices": {
+    "feed_forward": {"feed-forward input": 1, "feed-forward output": -1},
+    "norm_gains": {"norm gain": 1, **dict.fromkeys(_BEHIND_GAINS, -1)},
+    "all_matrices": {
         **_INTO_STREAM,
         **dict.fromkeys(_BEHIND_GAINS, 1),
         "norm gain": -1,
@@ -47,7 +51,7 @@ def kind(path: Sequence[Any]) -> str:
     )
 
 
-def rescaled(params: Params, scaled: str, factor: float) -> Params:
+def rescaled(params: Params, scaled: Scaled, factor: float) -> Params:
     """Multiplies what is named in `SCALED` by a factor, and keeps the function.
 
     For a T5 with ReLU and a tied embedding; norms add their epsilon to the mean square,

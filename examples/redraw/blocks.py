@@ -6,6 +6,7 @@ It stands between two comments, which are invisible there:
     <!-- end of NAME -->
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.convergence import batch_sizes, by_frequency
+from examples.convergence import by_frequency, by_setting
 from examples.finetune_t5 import in_numbers
 from examples.finetune_t5 import report as finetune_t5
 from examples.heterogeneity.claims import clear, gap
@@ -198,7 +199,13 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "step_curvature": ("docs/concepts/sharpness.md", sentences.curvature_of_steps),
     "training_loss": ("docs/papers/pan-li.md", sentences.training_loss),
     "adams_lead": ("docs/how-to/when-does-it-help.md", lead.figure),
-    "batch_sizes": ("docs/how-to/when-does-it-help.md", batch_sizes.figure),
+    **{
+        name: (
+            "docs/how-to/when-does-it-help.md",
+            functools.partial(by_setting.figure, name=name),
+        )
+        for name in by_setting.COMPARED
+    },
     "long_training": ("docs/how-to/when-does-it-help.md", by_frequency.figure),
     "fractions": ("docs/how-to/when-does-it-help.md", sentences.fractions),
     "what_to_try": ("docs/how-to/what-should-i-try.md", what_to_try.page),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from examples.convergence import batch_sizes
+from examples.convergence import by_setting, wall_time
 from examples.convergence import report as convergence
 from examples.factors import report as factors
 from examples.finetune_t5 import report as finetune_t5
@@ -33,8 +33,12 @@ MAKERS: Mapping[str, Callable[[Path], list[Path]]] = {
     "examples/results/sharpness/*/summary.json": sharpness.remake,
     "examples/results/heterogeneity/*/summary.json": heterogeneity.remake,
     "examples/results/convergence/*/settings.json": convergence.write,
-    "examples/results/batch_size/*/settings.json": convergence.write,
+    **{
+        f"examples/results/{name}/*/settings.json": convergence.write
+        for name in by_setting.COMPARED
+    },
     "examples/results/long_training/*/settings.json": convergence.write,
+    "examples/results/wall_time/*/settings.json": wall_time.write,
     "examples/results/factors/settings.json": factors.write,
     "examples/results/stability/*/settings.json": stability.write,
     "examples/results/finetune_t5/summary.json": finetune_t5.write,
@@ -65,8 +69,10 @@ def make(root: Path) -> list[Path]:
         for path in sorted(root.glob(pattern)):
             made += maker(path.parent)
     made += [verdict(root / folder) for folder, verdict in VERDICTS.items()]
-    for folder in root.glob("examples/results/batch_size"):
-        made += batch_sizes.main(folder)
+    results = root / "examples/results"
+    folders = [results / name for name in by_setting.COMPARED]
+    for folder in filter(Path.is_dir, folders):
+        made += by_setting.main(folder)
     return [*made, *blocks.write(root)]
 
 

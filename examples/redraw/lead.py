@@ -16,6 +16,7 @@ from examples.finetune_t5 import in_numbers
 from examples.finetune_t5 import report as finetune_t5
 from examples.lab import looks, tables
 from examples.lab.optimizers import label
+from examples.lab.winners import covered
 from examples.redraw import what_to_try
 
 NAME = "adams_lead.png"
@@ -39,8 +40,9 @@ class Task(NamedTuple):
 
     def covered(self, key: what_to_try.Key) -> tuple[float, list[float]]:
         """The fraction of the lead: of the mean, and of every seed."""
-        seeds = [-difference / self.lead() for difference in self.differences[key]]
-        return float(np.mean(seeds)), seeds
+        found, lead = self.differences[key], self.lead()
+        adam = self.differences["adam", what_to_try.DEFAULT]
+        return covered(found, adam), [-difference / lead for difference in found]
 
 
 def draw(results: Path) -> list[Path]:

@@ -276,6 +276,10 @@ def test_the_report_is_made_again_from_the_files_alone(settings, trained):
         ({"fraction": 1.0}, r"--fraction must be in \[0, 1\); got 1.0"),
         ({"fractions": (0.1, 1.0)}, r"--fraction must be in \[0, 1\); got 1.0"),
         ({"batch_size": 0}, "--batch-size must be at least 1; got 0"),
+        ({"scaled": "values"}, "--scaled and --scale go together.* values and 1"),
+        ({"scale": 2.0}, "--scaled and --scale go together.* None and 2"),
+        ({"scaled": "values", "scale": 0.0}, "positive factor"),
+        ({"scaled": "values", "scale": 2.0, "task": "masked_lm"}, "the T5 of"),
         ({"resume": True}, "holds no run to resume"),
     ],
 )

@@ -1,6 +1,7 @@
 """The variants of the factor experiment, and weights of another scale."""
 
 import dataclasses
+from typing import get_args
 
 import jax
 import numpy as np
@@ -37,6 +38,10 @@ def test_rescaled_weights_change_the_gradient_and_not_the_loss(micro_t5, scaled)
             other * 4.0 ** powers.get(kind, 0), grad, rtol=2e-3, atol=1e-5
         )
     assert set(powers) <= touched
+
+
+def test_what_can_be_scaled_is_named_once():
+    assert get_args(t5_scales.Scaled) == tuple(t5_scales.SCALED)
 
 
 def test_a_t5_that_no_scale_keeps_is_refused(micro_t5):

@@ -1,8 +1,8 @@
-"""Runs at several batch sizes, with losses that are made up."""
+"""Runs that differ in one setting, with losses that are made up."""
 
 import pytest
 
-from examples.convergence import batch_sizes
+from examples.convergence import by_setting
 
 from .test_what_to_try import add_run, cells
 
@@ -27,11 +27,11 @@ def folder(tmp_path):
 
 
 def test_the_run_that_differs_in_its_batch_alone_is_compared(folder):
-    assert [run.settings["batch_size"] for run in batch_sizes.read(folder)] == [1, 16]
+    assert [run.settings["batch_size"] for run in by_setting.read(folder)] == [1, 16]
 
 
 def test_differences_are_seed_by_seed_and_shares_those_of_the_mean(folder):
-    report, figure = batch_sizes.main(folder)
+    report, figure = by_setting.main(folder)
     assert figure.is_file()
     differences, shares = report.read_text().split("## Of Adam's lead")
     assert cells(differences, "16") == [
@@ -41,14 +41,31 @@ def test_differences_are_seed_by_seed_and_shares_those_of_the_mean(folder):
     ]
     assert cells(shares, "16") == ["2.000", "50%"]
     assert cells(shares, "1") == ["0.000", "-"]  # Adam does not lead there
-    assert "2.000 (16)" in batch_sizes.said(batch_sizes.read(folder))
+    what = by_setting.COMPARED["batch_size"]
+    assert "2.000 (16)" in by_setting.said(what, by_setting.read(folder))
+
+
+def test_the_run_as_it_is_comes_before_those_with_other_weights(tmp_path):
+    losses = {SGD: [4.0, 5.0, 6.0], ADAM: [2.0, 3.0, 4.0]}
+    same = SAME | {"batch_size": 16}
+    add_run(tmp_path, "as-it-is", losses, **same)
+    values = {"scaled": "values", "scale": 4.0}
+    of = "scale_of_weights"
+    add_run(tmp_path, "a", losses | {SGD: [2.5, 3.5, 4.5]}, of=of, **same, **values)
+    report, _ = by_setting.main(tmp_path / "examples/results" / of)
+    shares = report.read_text().split("## Of Adam's lead")[1]
+    assert cells(shares, "as it is") == ["2.000"]
+    assert cells(shares, "values x 4") == ["0.500"]
 
 
 def test_a_run_of_other_settings_in_the_folder_is_refused(folder):
     other = SAME | {"steps": 200}
     root = folder.parents[2]
     add_run(root, "other", {SGD: [1.0] * 3}, of="batch_size", batch_size=4, **other)
-    with pytest.raises(ValueError, match=r"expected the settings of .* but for the"):
-        batch_sizes.read(folder)
+    with pytest.raises(ValueError, match=r"the settings of .* but for batch_size"):
+        by_setting.read(folder)
+    empty = folder.with_name("scale_of_weights")
     with pytest.raises(FileNotFoundError, match="no run of examples"):
-        batch_sizes.read(folder / "one")
+        by_setting.read(empty)
+    with pytest.raises(ValueError, match="a folder called batch_size or scale_of"):
+        by_setting.read(folder / "one")

@@ -1,0 +1,269 @@
+"""At which batch size does SGD fall behind, and with weights of which scale?
+
+Reads runs of `examples.convergence` that differ in one setting, and writes report.md
+and lead.png into the folder that holds them: how far each optimizer ends below SGD, at
+rates swept with every value of the setting, after as many steps.
+`python -m examples.convergence.by_setting FOLDER` makes them again.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from examples.lab import command_line, looks, provenance, tables
+from examples.lab.curves import Key, minus_sgd
+from examples.lab.optimizers import label
+from examples.lab.statistics import bootstrap
+from examples.lab.winners import Run, covered, mean
+from examples.tasks import by_name
+
+Settings = Mapping[str, Any]
+
+
+class Compared(NamedTuple):
+    """What the runs in a folder of results differ in.
+
+    Attributes:
+        title: of the report.
+        question: above the figure.
+        header: above the values of the setting.
+        unit: what a value in brackets is, in a sentence.
+        names: of the settings that differ; each clip is a training of its own.
+        value: settings -> what is written for them.
+        place: settings -> where they are drawn, and in which order; None for the order
+            of their names.
+        remark: what else the report says.
+    """
+
+    title: str
+    question: str
+    header: str
+    unit: str
+    names: frozenset[str]
+    value: Callable[[Settings], str]
+    place: Callable[[Settings], float] | None
+    remark: str
+
+
+def _scale(settings: Settings) -> str:
+    scaled, scale = settings.get("scaled"), settings.get("scale")
+    return f"{scaled.replace('_', ' ')} x {scale:g}" if scaled else "as it is"
+
+
+# Folder below the results -> what the runs in it differ in.
+COMPARED: Mapping[str, Compared] = {
+    "batch_size": Compared(
+        "Batch size",
+        "Where SGD falls behind",
+        "examples in a batch",
+        "in brackets the examples in a batch",
+        frozenset({"batch_size", "fractions"}),
+        lambda settings: str(settings["batch_size"]),
+        lambda settings: settings["batch_size"],
+        "So a larger batch sees more examples.",
+    ),
+    "scale_of_weights": Compared(
+        "Scale of weights",
+        "The same function, with weights of other scales",
+        "weights",
+        "in brackets the weights that were scaled",
+        frozenset({"scaled", "scale", "fractions"}),
+        _scale,
+        None,
+        "The model computes the same before training whatever is scaled: other weights "
+        "take the factor back (`examples.models.t5_scales`).",
+    ),
+}
+
+
+def main(folder: tyro.conf.Positional[Path]) -> list[Path]:
+    """Writes the report about the runs below a folder.
+
+    The run of convergence/ beside it that differs in the same setting alone is among
+    them.
+    """
+    what, runs = _compared(folder), read(folder)
+    settings = runs[0].settings
+    keys = compared(runs)
+    figure = tables.Figure(
+        looks.draw(folder / "lead.png", functools.partial(_draw, what, runs, keys)),
+        f"Test loss minus SGD's after {settings['steps']} steps; bars: lowest to "
+        "highest seed.",
+    )
+    report = tables.Report(
+        f"{what.title}: {by_name.TITLES[settings['task']]}",
+        _introduction(what, runs),
+        [figure],
+        [table(what, runs, keys) for table in (_losses, _leads, _rates)],
+        " ".join(provenance.described(run.sessions) for run in runs),
+    )
+    return [report.write(folder / "report.md"), figure.path]
+
+
+def figure(root: Path, *, name: str) -> str:
+    """The figure with what it says, for a page of the documentation."""
+    folder = root / "examples/results" / name
+    text = said(COMPARED[name], read(folder))
+    place = f"../../examples/results/{name}"
+    return tables.captioned(f"{place}/lead.png", text, f"[Report]({place}/report.md).")
+
+
+def read(folder: Path) -> list[Run]:
+    """The runs in the order of the setting."""
+    what, own = _compared(folder), Run.below(folder)
+    if not own:
+        raise FileNotFoundError(f"{folder}: no run of examples.convergence is there.")
+
+    def others(run: Run) -> Settings:
+        return {k: x for k, x in run.settings.items() if k not in what.names}
+
+    wanted = others(own[0])
+    for run in own:
+        if others(run) != wanted:
+            raise ValueError(
+                f"{run.folder}: expected the settings of {own[0].folder} but for "
+                f"{', '.join(sorted(what.names))}."
+            )
+    # Beside them are those with the default.
+    default = Run.below(folder.parent / "convergence")
+    found = [*(run for run in default if others(run) == wanted), *own]
+    found = [run for run in found if run.sgd]
+    place = what.place
+    return sorted(found, key=lambda run: place(run.settings)) if place else found
+
+
+def _compared(folder: Path) -> Compared:
+    if folder.name not in COMPARED:
+        raise ValueError(
+            f"{folder}: expected a folder called {' or '.join(COMPARED)}, which says "
+            "what its runs differ in."
+        )
+    return COMPARED[folder.name]
+
+
+def compared(runs: Sequence[Run]) -> list[Key]:
+    """What ran with two values or more, in the order of the first."""
+    keys = dict.fromkeys(key for run in runs for key in run.best if key[0] != "sgd")
+    return [key for key in keys if sum(key in run.best for run in runs) > 1]
+
+
+def _lead(run: Run) -> float:
+    """How far Adam ends below SGD in the mean; 0 where it does not."""
+    found = _adams(run)
+    return max(0.0, -float(np.mean(found))) if found else 0.0
+
+
+def _adams(run: Run) -> list[float]:
+    """Adam's losses minus SGD's."""
+    return next((run.minus_sgd(key) for key in run.best if key[0] == "adam"), [])
+
+
+def _of_the_lead(run: Run, key: Key) -> str:
+    """How much of Adam's lead another one has, where there is one."""
+    found = run.minus_sgd(key)
+    if not found or not _lead(run):
+        return "-"
+    return f"{round(covered(found, _adams(run)), 2) + 0:.0%}"  # no -0%
+
+
+def _introduction(what: Compared, runs: Sequence[Run]) -> str:
+    settings, rules = runs[0].settings, runs[0].rules
+    return (
+        f"From `{settings['init']}`, dataset `{settings['dataset']}`: "
+        f"{settings['steps']} steps in every run. {what.remark} {rules.said()} Each "
+        "optimizer was swept in every run that it has a number for. "
+        f"Reported is the loss on {settings['test_rows']} test rows, on {rules.seeds} "
+        "other seeds. Intervals are 95 % bootstrap over the seeds, of the difference "
+        f"from SGD on the same batches, and too narrow for {rules.seeds} of them."
+    )
+
+
+def _rows(
+    title: str,
+    what: Compared,
+    header: Sequence[str],
+    runs: Sequence[Run],
+    cells: Callable[[Run], list],
+) -> tables.Table:
+    """A row for each run."""
+    rows = [[what.value(run.settings), *cells(run)] for run in runs]
+    return tables.Table(title, [what.header, *header], rows)
+
+
+def _losses(what: Compared, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
+    def cells(run: Run) -> list[str]:
+        found = [run.minus_sgd(key) for key in keys]
+        return [
+            f"{mean(run.sgd, run.rules.reported):.3f}",
+            *(str(bootstrap(own)) if own else "-" for own in found),
+        ]
+
+    header = ["SGD's loss", *(label(*key) for key in keys)]
+    return _rows("Test loss minus SGD's", what, header, runs, cells)
+
+
+def _leads(what: Compared, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
+    others = [key for key in keys if key[0] != "adam"]
+
+    def cells(run: Run) -> list[str]:
+        return [f"{_lead(run):.3f}", *(_of_the_lead(run, key) for key in others)]
+
+    header = ["Adam's lead", *(label(*key) for key in others)]
+    return _rows("Of Adam's lead over SGD, in the mean", what, header, runs, cells)
+
+
+def _rates(what: Compared, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
+    def cells(run: Run) -> list[str]:
+        found = [run.sgd, *(run.best.get(key) for key in keys)]
+        return [f"{own[0]['learning_rate']:g}" if own else "-" for own in found]
+
+    header = ["SGD", *(label(*key) for key in keys)]
+    return _rows("The learning rates that were chosen", what, header, runs, cells)
+
+
+def said(what: Compared, runs: Sequence[Run]) -> str:
+    """The same in a sentence, for a page of the documentation."""
+    leads = ", ".join(f"{_lead(run):.3f} ({what.value(run.settings)})" for run in runs)
+    parts = [
+        f"{label(*key)} covers "
+        f"{', '.join(_of_the_lead(run, key) for run in runs)} of it"
+        for key in compared(runs)
+        if key[0] in ("clipped_sgd", "sign_sgd")
+    ]
+    return (
+        f"Adam's lead over SGD after {runs[0].settings['steps']} steps, in nats "
+        f"({what.unit}): {leads}; {', '.join(parts)}."
+    )
+
+
+def _draw(
+    what: Compared, runs: Sequence[Run], keys: Sequence[Key], figure: Figure
+) -> None:
+    axes = figure.subplots()
+    places = [
+        what.place(run.settings) if what.place else i for i, run in enumerate(runs)
+    ]
+    minus_sgd(
+        axes,
+        {
+            key: {
+                place: own
+                for place, run in zip(places, runs, strict=True)
+                if (own := run.minus_sgd(key))
+            }
+            for key in keys
+        },
+    )
+    if what.place:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(places, [what.value(run.settings) for run in runs])
+    axes.set(xlabel=what.header, ylabel="test loss minus SGD's", title=what.question)
+
+
+if __name__ == "__main__":
+    command_line.report("convergence.by_setting", main)
