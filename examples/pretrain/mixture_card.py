@@ -47,7 +47,8 @@ The curve's numbers are in `loss.csv`.
 Root mean square of every kind of weight, how many times as large as at the
 initialisation that is, and the same of the released t5-v1_1-small (against the
 initialisation of Mesh TensorFlow, from the standard deviations in pull request 26441 of
-`transformers`).
+`transformers`). Predicted is exp(sum r^2 / 2): what updates of the size r of the schedule,
+relative to a weight and orthogonal to it, make of it.
 
 {growth}
 
@@ -81,6 +82,7 @@ def write(
     graphdef: nnx.GraphDef,
     params: t5.Params,
     words: vocabulary.Vocabulary,
+    predicted: Mapping[str, float],
     **facts: Any,
 ) -> None:
     """Measures the checkpoint in `out` and writes its card."""
@@ -99,7 +101,7 @@ def write(
         prefix=translation.PREFIX.strip(),
         chrf=chrf.score,
         chrf_pairs=len(pairs),
-        growth=growth(measured).markdown(),
+        growth=growth(measured, predicted).markdown(),
         curvature=curvature(measured).markdown(),
         geometry_pairs=measured["pairs"],
         **facts,
@@ -135,18 +137,25 @@ _ROWS = 256  # in a batch that is translated at once
 _decode = jax.jit(t5.greedy_decode, static_argnums=(0, 3))
 
 
-def growth(measured: Mapping[str, Any]) -> Table:
+def growth(measured: Mapping[str, Any], predicted: Mapping[str, float]) -> Table:
     """The growth of every kind of weight beside that of a released T5."""
     rows = [
         [
             name,
             f"{row['rms']:.3g}",
             f"{row['growth']:.2f}",
+            f"{predicted[name]:.2f}" if name in predicted else "-",
             geometry.RELEASED.get(name, "-"),
         ]
         for name, row in measured["growth"].items()
     ]
-    heads = ["weights", "root mean square", "times as large", "t5-v1_1-small"]
+    heads = [
+        "weights",
+        "root mean square",
+        "times as large",
+        "predicted",
+        "t5-v1_1-small",
+    ]
     return Table("Growth", heads, rows)
 
 

@@ -9,6 +9,7 @@ cores. Interrupted, it goes on with `--resume`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from examples.data import mixture, span_corruption, translation, vocabulary
 from examples.data.batching import Arrays, count
 from examples.lab.steps import Metrics, TrainState, without_dropout
 from examples.models import huggingface, t5
-from examples.pretrain import mixture_card, shared
+from examples.pretrain import geometry, mixture_card, shared
 from examples.pretrain.t5 import model_config, text
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "t5-enfr-mixture"
@@ -101,6 +102,7 @@ def main(
         run,
         *huggingface.load(out),
         words,
+        predicted_growth(settings),
         text_tokens=len(train.stream),
         pairs=sum(map(count, train.buckets)),
     )
@@ -167,6 +169,21 @@ def schedule(settings: Settings) -> optax.Schedule:
         ],
         [warmup, held],
     )
+
+
+def predicted_growth(settings: Settings) -> dict[str, float]:
+    """How many times as large matrices become if their updates are orthogonal to them.
+
+    An update of the relative size r makes a weight sqrt(1 + r^2) times as large; those
+    of a scale-invariant weight have no part along it.
+    """
+    rates = np.asarray(jax.vmap(schedule(settings))(np.arange(settings.steps)))
+    half = float(np.sum(rates.astype(np.float64) ** 2)) / 2
+    slow = settings.queries_and_keys**2
+    return {
+        kind: math.exp(half * (slow if kind in ("query", "key") else 1.0))
+        for kind in geometry.RELEASED
+    }
 
 
 def batches(

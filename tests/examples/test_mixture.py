@@ -221,3 +221,11 @@ def test_a_t5_with_shrunk_weights_is_the_same_function(rng):
     for kind in ("embedding", "value", "feed-forward input"):
         assert after[kind]["growth"] == pytest.approx(1, rel=0.05)
     assert after["query"] == before["query"]
+
+
+def test_predicted_growth_is_that_of_orthogonal_relative_updates():
+    settings = t5_mixture.Settings(steps=4, warmup_steps=2, queries_and_keys=0.5)
+    found = t5_mixture.predicted_growth(settings)
+    # The rates are 0, 0.015, 0.03, 0.03, the squares of which sum to 0.002025.
+    assert found["value"] == pytest.approx(np.exp(0.002025 / 2), rel=1e-6)
+    assert found["query"] == pytest.approx(np.exp(0.002025 / 8), rel=1e-6)
