@@ -16,7 +16,7 @@ from examples.data import masking, reviews, subwords
 from examples.data.batching import Arrays, Batch, count, padded, whole
 from examples.models import checkpoint, encoder, huggingface_encoder, minilm
 from examples.models.functional import Params
-from examples.tasks.task import Task, TaskSettings
+from examples.tasks.task import Task, TaskSettings, check_rows
 
 
 class LanguageSettings(TaskSettings, Protocol):
@@ -128,12 +128,8 @@ def _load(settings: LanguageSettings, *, causal: bool) -> LanguageTask:
     check_length(L, config, settings.init)
     split = reviews.load(settings.documents, settings.seed)
     valid = split.valid[: settings.held_out]
-    rows = settings.batch_size * settings.measured_batches
-    if rows > len(split.train):
-        raise ValueError(
-            f"expected at least --batch-size x --measured-batches = {rows} training "
-            f"documents, got {len(split.train)}: lower one of the two."
-        )
+    wanted = settings.batch_size * settings.measured_batches
+    check_rows(len(split.train), wanted, "training documents")
     ids_BxL = padded(words.encode([*split.train, *valid], L), L, words.pad)
     arrays = masking.causal_lm(ids_BxL, words.pad)
     if not causal:

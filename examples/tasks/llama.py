@@ -20,7 +20,7 @@ from examples.data.subwords import Subwords
 from examples.models import encoder, llama, pretrained_llama, scratch_llama
 from examples.models.functional import Params
 from examples.models.pretrained_llama import Loaded
-from examples.tasks.task import Task, TaskSettings
+from examples.tasks.task import Task, TaskSettings, check_rows
 
 
 class LlamaSettings(TaskSettings, Protocol):
@@ -117,12 +117,9 @@ def make_task(
     train, valid = (
         rows_of(loaded.words, part, max_length) for part in (texts.train, texts.valid)
     )
-    if least_rows > count(train) or not count(valid):
-        raise ValueError(
-            f"expected at least --batch-size x --measured-batches = {least_rows} rows "
-            f"of {max_length} tokens to train on and one held out, got {count(train)} "
-            f"and {count(valid)}: lower the length or the batches, or give more text."
-        )
+    length = f"of {max_length} tokens"
+    check_rows(count(train), least_rows, f"training rows {length}")
+    check_rows(count(valid), 1, f"held-out rows {length}")
     chosen = np.linspace(0, count(valid) - 1, min(held_out, count(valid))).astype(int)
     return kind(
         config=loaded.config,

@@ -67,6 +67,15 @@ class Task(abc.ABC):
         """How many rows there are of which kind."""
 
 
+def check_rows(available: int, wanted: int, what: str) -> None:
+    """Refuses data that does not fill what is trained or measured on at a time."""
+    if wanted > available:
+        raise ValueError(
+            f"expected at least {wanted:,} {what}, which are used at a time, got "
+            f"{available:,}: lower the batches or give more data."
+        )
+
+
 class TaskSettings(Protocol):
     """What the loading of any task asks of settings."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from examples.data import translation, vocabulary
 from examples.data.batching import Arrays, Batch, count, whole
 from examples.models import huggingface, t5
-from examples.tasks.task import Task, TaskSettings
+from examples.tasks.task import Task, TaskSettings, check_rows
 
 # Embedding tables may be padded; t5-small's has 28 rows more than its words need.
 _SPARE_ROWS = 127
@@ -91,12 +91,8 @@ def load_translation(settings: TranslationSettings) -> TranslationTask:
     words, spiece = _vocabulary(folder, config.vocab_size)
     split = _split(settings)
     train = translation.tokenise(split.train, words, settings.max_length)
-    rows = settings.batch_size * settings.measured_batches
-    if rows > (available := count(train.arrays)):
-        raise ValueError(
-            f"expected at least --batch-size x --measured-batches = {rows} training "
-            f"pairs, got {available}: lower one of the two."
-        )
+    wanted = settings.batch_size * settings.measured_batches
+    check_rows(count(train.arrays), wanted, "training pairs")
     held_out, tuning = _samples(
         split.valid, words, settings.max_length, settings.held_out
     )

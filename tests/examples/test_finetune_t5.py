@@ -215,7 +215,7 @@ def test_a_diverged_run_is_recorded_and_stays_in_the_table(init, tmp_path, capsy
         ),
         ({"optimizer": ("lion",)}, "no learning rate is known for lion.*give --learn"),
         ({"steps": 0}, "--steps must be at least 1; got 0"),
-        ({"batch_size": 10**6}, "--batch-size x --measured-batches = 1000000 training"),
+        ({"batch_size": 10**6}, "1,000,000 training pairs, which are used at"),
         ({"max_length": 3}, "raise the maximal length"),
         ({"pairs": Path("no.tsv"), "dataset": "opus_books"}, "exclude each other"),
         ({"pairs": Path("no.tsv")}, "no.tsv: expected a file"),

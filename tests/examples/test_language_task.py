@@ -161,7 +161,7 @@ def test_files_are_those_that_the_numbers_depend_on(language, init, documents):
     [
         ({"max_length": 17}, "--max-length must be from 3 to the 16 positions of"),
         ({"max_length": 2}, "--max-length must be from 3"),
-        ({"measured_batches": 99}, "--measured-batches = 396 training documents, got"),
+        ({"measured_batches": 99}, "at least 396 training documents, which"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(

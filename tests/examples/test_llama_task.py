@@ -173,7 +173,7 @@ def test_the_small_llama_has_no_fewer_subwords_than_it_says():
     ("fields", "sizes", "message"),
     [
         ({}, {"max_length": 17}, "from 2 to the 16 positions of this Llama; got 17"),
-        ({}, {"batch_size": 4000}, "4000 rows of 12 tokens to train on and one held"),
+        ({}, {"batch_size": 4000}, "4,000 training rows of 12 tokens, which are used"),
         ({"dataset": "python"}, {}, "--documents and --dataset exclude each other"),
         ({"dataset": "libreoffice"}, {}, "--dataset with pairs are for translation"),
     ],
