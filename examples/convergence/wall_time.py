@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -219,27 +219,46 @@ def _by_optimizer(runs: Sequence[Line]) -> dict[Key, list[Line]]:
     return found
 
 
-def _table(found: Mapping[Key, Sequence[Line]]) -> tables.Table:
+class Cost(NamedTuple):
+    """What an optimizer costs beside SGD, and brings: one number for each seed."""
+
+    seconds: list[float]  # a step
+    slower: list[float]  # times SGD's seconds
+    same_steps: list[float]  # test loss minus SGD's, after as many steps
+    same_time: list[float]  # and after SGD's seconds
+
+
+def costs(found: Mapping[Key, Sequence[Line]]) -> dict[Key, Cost]:
+    """Of each optimizer, beside the same seed of SGD."""
     plain = next(own for key, own in found.items() if key[0] == "sgd")
-    rows = []
+    measured = {}
     for key, own in found.items():
         pairs = [
             (np.asarray(one["along"]), np.asarray(other["along"]))
             for one, other in zip(own, plain, strict=True)
         ]
-        seconds = [a[-1, 1] / a[-1, 0] for a, _ in pairs]
-        slower = [a[-1, 1] / b[-1, 1] for a, b in pairs]
-        same_steps = [a[-1, 2] - b[-1, 2] for a, b in pairs]
-        same_time = [_loss_after(a, b[-1, 1]) - b[-1, 2] for a, b in pairs]
-        is_sgd = own is plain
+        measured[key] = Cost(
+            [a[-1, 1] / a[-1, 0] for a, _ in pairs],
+            [a[-1, 1] / b[-1, 1] for a, b in pairs],
+            [a[-1, 2] - b[-1, 2] for a, b in pairs],
+            [_loss_after(a, b[-1, 1]) - b[-1, 2] for a, b in pairs],
+        )
+    return measured
+
+
+def _table(found: Mapping[Key, Sequence[Line]]) -> tables.Table:
+    rows = []
+    for key, cost in costs(found).items():
+        slower = cost.slower
+        is_sgd = key[0] == "sgd"
         rows.append(
             [
                 label(*key),
-                f"{own[0]['state_bytes'] / 1e6:.1f} MB",
-                f"{np.mean(seconds):.3f}",
+                f"{found[key][0]['state_bytes'] / 1e6:.1f} MB",
+                f"{np.mean(cost.seconds):.3f}",
                 f"{np.mean(slower):.3f} ({min(slower):.3f} to {max(slower):.3f})",
-                "-" if is_sgd else str(bootstrap(same_steps)),
-                "-" if is_sgd else str(bootstrap(same_time)),
+                "-" if is_sgd else str(bootstrap(cost.same_steps)),
+                "-" if is_sgd else str(bootstrap(cost.same_time)),
             ]
         )
     return tables.Table(
@@ -254,6 +273,27 @@ def _table(found: Mapping[Key, Sequence[Line]]) -> tables.Table:
         ],
         rows,
     )
+
+
+def figure(root: Path) -> str:
+    """The figure of the first run with what it says, for a page."""
+    path = next(iter(sorted(root.glob("examples/results/wall_time/*/settings.json"))))
+    found = _by_optimizer(files.read_lines(path.parent / "runs.jsonl"))
+    of_sgd = next(own[0] for key, own in found.items() if key[0] == "sgd")
+    parts = [
+        f"{label(*key)} {bootstrap(cost.same_time)} (a step "
+        f"{np.mean(cost.slower):.2f} times SGD's, state "
+        f"{found[key][0]['state_bytes'] / of_sgd['state_bytes']:.1f} times)"
+        for key, cost in costs(found).items()
+        if key[0] != "sgd"
+    ]
+    said = (
+        f"Test loss minus SGD's after the seconds that {of_sgd['along'][-1][0]} steps "
+        f"of SGD take: {'; '.join(parts)}."
+    )
+    place = f"../../{path.parent.relative_to(root)}"
+    report = f"[Report]({place}/report.md)."
+    return tables.captioned(f"{place}/wall_time.png", said, report)
 
 
 def _loss_after(along: np.ndarray, seconds: float) -> float:

@@ -17,6 +17,7 @@ from examples.lab.directions import finite_mean
 from examples.lab.files import Line
 from examples.lab.optimizers import label
 from examples.lab.tables import Table
+from examples.tasks import by_name
 
 
 def write(folder: Path) -> list[Path]:
@@ -84,11 +85,71 @@ def row(seeds: Sequence[Line]) -> list[str]:
     ]
 
 
+FAR = 1.5  # times the ratio of the defaults, or a part of it
+
+
+def said(root: Path) -> str:
+    """Which factors move what clipping does to SGD, as a list for a page."""
+    folder = root / "examples/results/factors"
+    settings = run_folder.read_settings(folder)["settings"]
+    found = _ratios(files.read_lines(folder / "variants.jsonl"))
+    base = found.pop(("as it is", "defaults"))
+    by_fraction = [
+        f"{_percent(value)} {_spread(own)}"
+        for (factor, value), own in found.items()
+        if factor == "fraction"
+    ]
+    changes = {k: own for k, own in found.items() if k[0] != "fraction"}
+    far = {
+        k: own
+        for k, own in changes.items()
+        if not 1 / FAR < np.mean(own) / np.mean(base) < FAR
+    }
+    sentences = [
+        "- **What clipping does to the sharpness of SGD's direction**: "
+        f"{_spread(base)} of it is left with 5 % clipped, from "
+        f"`{by_name.name_of(settings['init'])}` "
+        f"([one factor at a time](../../{folder.relative_to(root)}/factors.md); in "
+        f"brackets {settings['seeds']} seeds).",
+        "- **Other fractions** leave " + ", ".join(by_fraction) + " of it.",
+        f"- **What changes that by more than {FAR:g} times**: "
+        + ("; ".join(f"{_named(*k)} {_spread(own)}" for k, own in far.items()) or "-")
+        + ".",
+        "- **What does not**: "
+        + ("; ".join(_named(*k) for k in changes if k not in far) or "-")
+        + ".",
+    ]
+    return "\n".join(sentences)
+
+
+def _ratios(done: Sequence[Line]) -> dict[tuple[str, str], list[float]]:
+    """Of each factor and change the ratios of clipped SGD, one for each seed."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for line in done:
+        if line["diverged"] is None:
+            key = line["factor"], described(line["variant"])
+            ratio = finite_mean(line["ratios"]["clipped_sgd"])
+            found.setdefault(key, []).append(ratio)
+    return found
+
+
+def _spread(own: Sequence[float]) -> str:
+    return f"{np.mean(own):.2g} ({min(own):.2g} to {max(own):.2g})"
+
+
+def _named(factor: str, value: str) -> str:
+    return f"{factor} ({value})"
+
+
+def _percent(value: str) -> str:
+    return f"{float(value.removeprefix('fraction ')):.1%}".replace(".0%", "%")
+
+
 def _summary(ratios: Sequence[Sequence[float | None]]) -> str:
     known = [x for own in ratios if not math.isnan(x := finite_mean(own))]
     if not known:
         return "-"
-    return f"{np.mean(known):.2g} ({min(known):.2g} to {max(known):.2g})"
+    return _spread(known)
 
 
 def main(run: tyro.conf.Positional[Path]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from examples.convergence import by_frequency, by_setting
+from examples.convergence import by_frequency, by_setting, wall_time
+from examples.factors import report as factors
 from examples.finetune_t5 import in_numbers
 from examples.finetune_t5 import report as finetune_t5
 from examples.heterogeneity.claims import clear, gap
@@ -198,6 +199,7 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "first_paper": ("docs/papers/pan-li.md", sentences.first_paper),
     "step_curvature": ("docs/concepts/sharpness.md", sentences.curvature_of_steps),
     "training_loss": ("docs/papers/pan-li.md", sentences.training_loss),
+    "factors": ("docs/how-to/when-does-it-help.md", factors.said),
     "adams_lead": ("docs/how-to/when-does-it-help.md", lead.figure),
     **{
         name: (
@@ -206,6 +208,7 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
         )
         for name in by_setting.COMPARED
     },
+    "wall_time": ("docs/how-to/when-does-it-help.md", wall_time.figure),
     "long_training": ("docs/how-to/when-does-it-help.md", by_frequency.figure),
     "fractions": ("docs/how-to/when-does-it-help.md", sentences.fractions),
     "what_to_try": ("docs/how-to/what-should-i-try.md", what_to_try.page),
