@@ -138,7 +138,9 @@ def _spread(own: Sequence[float]) -> str:
 
 
 def _named(factor: str, value: str) -> str:
-    return f"{factor} ({value})"
+    """For a sentence: "scale of weights (values x 4)"."""
+    scaled = value.removeprefix("scaled ").replace(", scale ", " x ")
+    return f"{factor} ({scaled.replace('_', ' ')})"
 
 
 def _percent(value: str) -> str:
