@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from examples.lab.winners import Run, of
+from examples.lab.winners import Run
 
 RESULTS = Path(__file__).parents[1] / "results" / "convergence"
 
@@ -27,7 +27,11 @@ class Swept(NamedTuple):
 
 
 def swept_rate(
-    settings: Mapping[str, Any], optimizer: str, results: Path = RESULTS
+    settings: Mapping[str, Any],
+    optimizer: str,
+    results: Path = RESULTS,
+    *,
+    fraction: float = 0.05,
 ) -> Swept:
     """The rate of an optimizer on the task that the settings describe.
 
@@ -37,7 +41,7 @@ def swept_rate(
     found = [
         (apart, source, rate)
         for task, source, apart, rates in _runs(results)
-        if task == wanted and (rate := rates.get(optimizer))
+        if task == wanted and (rate := rates.get((optimizer, fraction)))
     ]
     if not found:
         named = ", ".join(f"{k} {v}" for k, v in zip(_TASK[:3], wanted, strict=False))
@@ -52,12 +56,11 @@ def swept_rate(
 @functools.cache
 def _runs(
     results: Path,
-) -> list[tuple[tuple[str, ...], str, bool, dict[str, float]]]:
+) -> list[tuple[tuple[str, ...], str, bool, dict[tuple[str, float], float]]]:
     """Of every run: its task, its name, whether it chose apart, its best rates."""
     found = []
     for run in Run.below(results):
-        names = dict.fromkeys(name for name, _ in run.best)
-        rates = {name: of(run.best, name)[0]["learning_rate"] for name in names}
+        rates = {key: runs[0]["learning_rate"] for key, runs in run.best.items()}
         task = tuple(str(run.settings.get(name)) for name in _TASK)
         source = f"results/{results.name}/{run.folder.name}"
         found.append((task, source, run.rules.apart, rates))

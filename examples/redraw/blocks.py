@@ -27,6 +27,7 @@ from examples.lab.winners import Run
 from examples.redraw import benchmarks, lead, sentences, what_to_try
 from examples.sharpness import hero
 from examples.sharpness.claims import holding
+from examples.stability import report as stability
 from examples.tasks import by_name
 
 _RESULTS = "examples/results"
@@ -199,6 +200,7 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "first_paper": ("docs/papers/pan-li.md", sentences.first_paper),
     "step_curvature": ("docs/concepts/sharpness.md", sentences.curvature_of_steps),
     "training_loss": ("docs/papers/pan-li.md", sentences.training_loss),
+    "stability": ("docs/how-to/learning-rate.md", stability.said),
     "factors": ("docs/how-to/when-does-it-help.md", factors.said),
     "adams_lead": ("docs/how-to/when-does-it-help.md", lead.figure),
     **{

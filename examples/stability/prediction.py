@@ -1,14 +1,12 @@
-"""The largest learning rate that the sharpness of a direction allows.
+"""The largest learning rate that the sharpness of a direction allows, and the real one.
 
-A step -r u changes a quadratic by -r <g, u> + r^2 u^T H u / 2, which is a decrease as
-long as r < 2 <g, u> / u^T H u. In the mean over batches, each with its own gradient,
-direction and curvature, that is 2 / batch sharpness for SGD, where u = g (2412.20553:
-training settles where this is its learning rate).
+Batch sharpness settles where the former is the learning rate (2412.20553).
 """
 
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from examples.data.batching import Arrays
@@ -24,16 +22,14 @@ def predictor(
     """(parameters, batches) -> the largest stable rate; inf where nothing bounds it."""
 
     @jax.jit
-    def measured(params: Params, batch: Arrays) -> tuple[jax.Array, jax.Array]:
-        update = direction(jax.grad(loss)(params, batch))
-        found = diagnostics.directional_derivatives(loss, params, update, batch)
-        norm = found.direction_norm
-        return found.slope * norm, found.sharpness * norm**2
+    def measured(params: Params, batch: Arrays) -> diagnostics.DirectionalDerivatives:
+        gradient = jax.grad(loss)(params, batch)
+        update = jax.tree.map(jnp.negative, direction(gradient))
+        return diagnostics.directional_derivatives(loss, params, update, batch)
 
     def predict(params: Params, batches: Sequence[Arrays]) -> float:
-        both = [jax.device_get(measured(params, batch)) for batch in batches]
-        slope, curvature = np.mean(np.asarray(both, np.float64), axis=0)
-        return float(2 * slope / curvature) if curvature > 0 else float("inf")
+        found = [measured(params, batch) for batch in batches]
+        return float(diagnostics.largest_stable_rate(found))
 
     return predict
 

@@ -3,18 +3,20 @@
 `python -m examples.stability.report RUN` makes them again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from examples.lab import command_line, files, looks, provenance, run_folder, tables
 from examples.lab.files import Line
 from examples.lab.optimizers import label
-from examples.lab.statistics import bootstrap
+from examples.lab.statistics import Interval, bootstrap
+from examples.lab.swept import swept_rate
 from examples.tasks import by_name
 
 
@@ -62,6 +64,63 @@ def _introduction(settings: Mapping[str, Any], runs: Sequence[Line]) -> str:
     )
 
 
+def said(root: Path) -> str:
+    """How well the prediction does, as a list for a page."""
+    place = "examples/results/stability"
+    items = []
+    for path in sorted((root / place).glob("*/settings.json")):
+        runs = files.read_lines(path.parent / "runs.jsonl")
+        settings = run_folder.read_settings(path.parent)["settings"]
+        parts = [
+            f"{_name(fraction)} {10**middle.mean:.2f} [{10**middle.low:.2f}, "
+            f"{10**middle.high:.2f}]"
+            for fraction, own in _by_fraction(runs).items()
+            if (middle := _quotient(own))
+        ]
+        items.append(
+            f"- **The largest rate with which {settings['steps']} steps end below "
+            "their start, over the predicted one**, "
+            f"{by_name.TITLES[settings['task']]} from "
+            f"`{by_name.name_of(settings['init'])}`: {'; '.join(parts)} "
+            f"(geometric means over {len({run['seed'] for run in runs})} seeds, 95 % "
+            f"bootstrap; [report](../../{place}/{path.parent.name}/report.md)). The "
+            "rate that a sweep with momentum chose, over the predicted one: "
+            f"{', '.join(_chosen(settings, runs, root))}. At the end of trainings at "
+            f"half of the largest rate it was {_at_the_end(runs)} times the rate that "
+            "they train with; batch sharpness is said to settle where that is 1 "
+            "(2412.20553)."
+        )
+    return "\n".join(items)
+
+
+def _at_the_end(runs: Sequence[Line]) -> str:
+    """What is predicted there, over the rate; the lowest and the highest of all."""
+    found = [run["along"][-1][1] / (run["found"] / 2) for run in runs]
+    return f"{min(found):.1f} to {max(found):.1f}"
+
+
+def _chosen(
+    settings: Mapping[str, Any], runs: Sequence[Line], root: Path
+) -> Iterator[str]:
+    """The rates of the sweeps on the same task, over what is predicted in the mean."""
+    results = root / "examples/results/convergence"
+    for fraction, own in _by_fraction(runs).items():
+        predicted = [run["predicted"] for run in own if run["predicted"]]
+        name, options = (
+            ("clipped_sgd", {"fraction": fraction}) if fraction else ("sgd", {})
+        )
+        rate = swept_rate(settings, name, results, **options).rate
+        yield f"{_name(fraction)} {rate / np.mean(predicted):.2f}"
+
+
+def _quotient(own: Sequence[Line]) -> Interval | None:
+    """Log10 of what was found over what was predicted, where that is a number."""
+    both = [
+        np.log10(run["found"] / run["predicted"]) for run in own if run["predicted"]
+    ]
+    return bootstrap(both) if both else None
+
+
 def _by_fraction(runs: Sequence[Line]) -> dict[float, list[Line]]:
     found: dict[float, list[Line]] = {}
     for run in runs:
@@ -77,8 +136,7 @@ def _table(runs: Sequence[Line]) -> tables.Table:
     rows = []
     for fraction, own in _by_fraction(runs).items():
         both = [(run["predicted"], run["found"]) for run in own if run["predicted"]]
-        ratios = [np.log10(found / predicted) for predicted, found in both]
-        middle = bootstrap(ratios) if ratios else None
+        middle = _quotient(own)
         rows.append(
             [
                 _name(fraction),
@@ -121,6 +179,9 @@ def _along(runs: Sequence[Line], figure: Figure) -> None:
                 axes.plot(*zip(*known, strict=True), f"C{shade}", label=name)
     axes.axhline(1, color="0.6", linewidth=0.8, label="batch sharpness = 2 / rate")
     axes.set(yscale="log", xlabel="step", ylabel="predicted rate / rate")
+    axes.yaxis.set_major_locator(LogLocator(2))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_title("Along trainings at half of the largest stable rate")
     axes.legend()
 

@@ -19,7 +19,8 @@ question                            functions
 How steep, how sharp is it?         `directional_derivatives`, `directional_sharpness`
 Which update is better?             `sharpness_table`, `paired_differences`
 What is further along it?           `loss_along`, `line_scan`
-How far should it go?               `minimize_along`, `critical_sharpness`
+How far should it go?               `minimize_along`, `critical_sharpness`,
+                                    `largest_stable_rate`
 Which blocks or coordinates do it?  `split_sharpness`, `masked_sharpness`,
                                     `top_coordinates`, `mask_persistence`
 How large are coordinates?          `coordinate_histogram`, `coordinate_quantiles`
@@ -74,7 +75,7 @@ from optax_clip.diagnostics._decomposition import (
 )
 from optax_clip.diagnostics._derivatives import (
     DirectionalDerivatives, SharpnessRow, directional_derivatives,
-    directional_sharpness, sharpness_table,
+    directional_sharpness, largest_stable_rate, sharpness_table,
 )
 from optax_clip.diagnostics._determinism import check_deterministic
 from optax_clip.diagnostics._distribution import (
@@ -105,8 +106,8 @@ __all__ = [
     "coordinate_histogram", "coordinate_quantiles", "critical_sharpness",
     "directional_derivatives", "directional_sharpness", "gradient_hessian_correlation",
     "hessian_complexity", "hessian_diagonal", "hessian_diagonal_at", "heterogeneity",
-    "line_scan", "loss_along", "magnitude_correlation", "mask_persistence",
-    "masked_sharpness", "mean_over_batches", "minimize_along", "paired_differences",
-    "sample_coordinates", "sharpness_bound", "sharpness_table", "split_sharpness",
-    "take_coordinates", "top_coordinates",
+    "largest_stable_rate", "line_scan", "loss_along", "magnitude_correlation",
+    "mask_persistence", "masked_sharpness", "mean_over_batches", "minimize_along",
+    "paired_differences", "sample_coordinates", "sharpness_bound", "sharpness_table",
+    "split_sharpness", "take_coordinates", "top_coordinates",
 ]

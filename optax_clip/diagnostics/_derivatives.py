@@ -11,7 +11,7 @@ memory is the batch, not the parameters, so a batch can be cut into `microbatche
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -139,6 +139,57 @@ def directional_derivatives(
     problem = state_problem(loss, params, args, options, direction, MODES)
     moved = None if _checks.is_concrete(shift) and shift == 0 else shift
     return problem.by_name(problem.run(_derivatives, moved, step))
+
+
+def largest_stable_rate(
+    derivatives: DirectionalDerivatives | Sequence[DirectionalDerivatives],
+) -> jax.Array:
+    r"""Returns the learning rate above which steps along u do not lower the loss.
+
+    .. math::
+      \frac{2 \, \mathbb{E} \langle -g, u \rangle}{\mathbb{E} [u^\top H u]}
+
+    A step r u changes the parabola of a batch by :math:`r \langle g, u \rangle +
+    r^2 u^\top H u / 2`; in the mean over batches, each with its own update, this is the
+    r at which the change is 0. For SGD it is 2 divided by the batch sharpness.
+
+    Args:
+      derivatives: of the update that an optimizer makes with a learning rate of 1 and
+        the gradient of a batch, on that batch; a sequence for several batches, or one
+        whose fields have a leading axis for them.
+
+    Returns:
+      A scalar: 0 where the updates ascend, inf where the loss bends down along them.
+
+    Raises:
+      ValueError: if the sequence is empty.
+
+    Examples:
+      Two batches have the curvatures 1 and 3. From x = 1, SGD's steps of length 1 and 3
+      descend by 1 and 9 per unit of the rate, and curve by 1 and 27: 2 (1 + 9) / 28.
+
+      >>> import jax.numpy as jnp
+      >>> from optax_clip import diagnostics
+      >>> loss = lambda x, a: 0.5 * a * x**2
+      >>> x = jnp.array(1.0)
+      >>> found = [diagnostics.directional_derivatives(loss, x, -a * x, a)
+      ...          for a in (1.0, 3.0)]
+      >>> print(f"{diagnostics.largest_stable_rate(found):.3f}, alone "
+      ...       f"{diagnostics.largest_stable_rate(found[0]):.3f}")
+      0.714, alone 2.000
+
+    References:
+      Andreyev and Beneventano, `Edge of Stochastic Stability
+      <https://arxiv.org/abs/2412.20553>`_, 2024: batch sharpness.
+    """
+    if not isinstance(derivatives, DirectionalDerivatives):
+        if not len(derivatives):
+            raise ValueError("largest_stable_rate: expected at least one batch.")
+        derivatives = jax.tree.map(lambda *each: jnp.stack(each), *derivatives)
+    norm = derivatives.direction_norm
+    descent = jnp.mean(-derivatives.slope * norm)
+    curvature = jnp.mean(derivatives.sharpness * norm**2)
+    return _checks.quotient(2 * jnp.maximum(descent, 0), jnp.maximum(curvature, 0))
 
 
 def directional_sharpness(

@@ -535,3 +535,43 @@ def test_wrong_options_are_refused():
         r"args\[0\]\['x'\] has 5 rows, which 2 microbatches do not divide", ONE, ONE,
         args=({"x": jnp.ones(5)},), microbatches=2, loss=lambda x, _: sum_of_squares(x),
     )  # fmt: skip
+
+
+### the largest stable rate
+
+
+def steps_of_sgd(x, curvatures):
+    """What is known of SGD's step on one batch after the other."""
+    return [
+        directional_derivatives(quadratic, x, -curvature * x, curvature)
+        for curvature in curvatures
+    ]
+
+
+def test_at_the_largest_stable_rate_the_mean_change_is_zero(rng):
+    x, *curvatures = jnp.asarray(rng.uniform(1, 2, (4, 6)), jnp.float32)
+    found = steps_of_sgd(x, curvatures)
+    rate = diagnostics.largest_stable_rate(found)
+
+    def change(curvature):
+        after = quadratic(x - rate * curvature * x, curvature)
+        return after - quadratic(x, curvature)
+
+    assert abs(sum(map(change, curvatures))) < 1e-5 * quadratic(x, curvatures[0])
+    stacked = jax.tree.map(lambda *each: jnp.stack(each), *found)
+    np.testing.assert_allclose(
+        jax.jit(diagnostics.largest_stable_rate)(stacked), rate, rtol=1e-6
+    )
+
+
+def test_no_rate_is_stable_uphill_and_every_one_where_the_loss_bends_down():
+    one = diagnostics.DirectionalDerivatives(1.0, -2.0, 4.0, 0.5)
+    assert diagnostics.largest_stable_rate(one) == 2.0
+    assert diagnostics.largest_stable_rate(one._replace(slope=2.0)) == 0
+    assert diagnostics.largest_stable_rate(one._replace(sharpness=-4.0)) == np.inf
+    assert np.isnan(diagnostics.largest_stable_rate(one._replace(slope=np.nan)))
+
+
+def test_a_largest_stable_rate_needs_a_batch():
+    with pytest.raises(ValueError, match="expected at least one batch"):
+        diagnostics.largest_stable_rate([])
