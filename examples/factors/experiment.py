@@ -196,7 +196,7 @@ def _trained(
         optax.adam(3.16e-4 if variant.start == "pretrained" else 1e-3),
         # Batches that SGD does not begin with.
         functools.partial(
-            problem.batch_at, 2 if settings.smallest else 16, seed + settings.seeds
+            problem.batch_at, 2 if settings.smallest else 16, seed + LEAST_SEEDS
         ),
         steps=variant.adam_steps,
         seed=seed,

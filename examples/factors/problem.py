@@ -45,8 +45,16 @@ def set_up(
     loss = t5.make_loss(graphdef, config, mask_source=variant.mask_source)
     train, test = (
         _rows(pairs, words, max_length, variant.source_length)
-        for pairs in (parts.untranslated, _new(parts.valid, parts.untranslated))
+        for pairs in (
+            parts.untranslated,
+            _new(parts.valid, [*parts.translated, *parts.untranslated]),
+        )
     )
+    if test_size > batching.count(test):
+        raise ValueError(
+            f"--test-size: expected at most the {batching.count(test)} held-out pairs "
+            f"of this length, got {test_size}."
+        )
     evenly = np.linspace(0, batching.count(test) - 1, test_size).astype(int)
     test = {name: array[evenly] for name, array in test.items()}
     return Problem(without_dropout(loss), start, train, test)
@@ -67,7 +75,7 @@ def _rows(
 def _new(
     pairs: list[translation.Pair], known: list[translation.Pair]
 ) -> list[translation.Pair]:
-    """The pairs with a source that is not trained on too, each once."""
+    """The pairs with a source that no training has, each once."""
     seen = {pair.english for pair in known}
     return [p for p in {p.english: p for p in pairs}.values() if p.english not in seen]
 

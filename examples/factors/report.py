@@ -5,17 +5,24 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tyro
 
-from examples.factors.variants import COMPARED, FACTORS, Variant, described
+from examples.factors.variants import (
+    COMPARED,
+    FACTORS,
+    Variant,
+    compared_with,
+    described,
+)
 from examples.lab import command_line, files, provenance, run_folder, tables
 from examples.lab.directions import finite_mean
 from examples.lab.files import Line
 from examples.lab.optimizers import label
+from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table
 from examples.tasks import by_name
 
@@ -26,11 +33,12 @@ def write(folder: Path) -> list[Path]:
     content = run_folder.read_settings(folder)
     settings = content["settings"]
     known = [(line["factor"], line["variant"]) for line in done]
+    seeds = settings["seeds"]
     missing = [
         f"{factor} ({described(dataclasses.asdict(variant))})"
         for factor, variants in FACTORS.items()
         for variant in variants
-        if (factor, dataclasses.asdict(variant)) not in known
+        if known.count((factor, dataclasses.asdict(variant))) < seeds
         and not settings["smallest"]
     ]
     base = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(Variant()).items())
@@ -38,11 +46,14 @@ def write(folder: Path) -> list[Path]:
         "When does clipping lower SGD's sharpness much?",
         f"From `{settings['init']}`, one factor at a time is changed. Defaults: "
         f"{base}. A scale multiplies weights of one kind and divides others, so that "
-        "the model computes the same (`examples.models.t5_scales`). Ratios are means "
+        "the model computes the same (`examples.models.t5_scales`); SGD has one "
+        "rate in all variants that do not name another. Ratios are means "
         "over three moments of a trajectory; a number is their mean over the seeds, in "
-        f"brackets the lowest and highest of {settings['seeds']} seeds, on "
+        f"brackets the lowest and highest of {seeds} seeds, on "
         f"{settings['test_size']} held-out pairs."
-        + (f" Not run: {', '.join(missing)}." if missing else ""),
+        + (
+            f" Not run, or not with all seeds: {', '.join(missing)}." if missing else ""
+        ),
         [],
         [table(done)],
         provenance.described(content["sessions"]),
@@ -85,51 +96,65 @@ def row(seeds: Sequence[Line]) -> list[str]:
     ]
 
 
-FAR = 1.5  # times the ratio of the defaults, or a part of it
-
-
 def said(root: Path) -> str:
     """Which factors move what clipping does to SGD, as a list for a page."""
     folder = root / "examples/results/factors"
     settings = run_folder.read_settings(folder)["settings"]
     found = _ratios(files.read_lines(folder / "variants.jsonl"))
-    base = found.pop(("as it is", "defaults"))
-    by_fraction = [
-        f"{_percent(value)} {_spread(own)}"
-        for (factor, value), own in found.items()
-        if factor == "fraction"
-    ]
-    changes = {k: own for k, own in found.items() if k[0] != "fraction"}
-    far = {
-        k: own
-        for k, own in changes.items()
-        if not 1 / FAR < np.mean(own) / np.mean(base) < FAR
-    }
-    sentences = [
-        "- **What clipping does to the sharpness of SGD's direction**: "
-        f"{_spread(base)} of it is left with 5 % clipped, from "
-        f"`{by_name.name_of(settings['init'])}` "
-        f"([one factor at a time](../../{folder.relative_to(root)}/factors.md); in "
-        f"brackets {settings['seeds']} seeds).",
-        "- **Other fractions** leave " + ", ".join(by_fraction) + " of it.",
-        f"- **What changes that by more than {FAR:g} times**: "
-        + ("; ".join(f"{_named(*k)} {_spread(own)}" for k, own in far.items()) or "-")
-        + ".",
-        "- **What does not**: "
-        + ("; ".join(_named(*k) for k in changes if k not in far) or "-")
-        + ".",
-    ]
-    return "\n".join(sentences)
+    base = found.get(Variant(), {})
+    if not base:
+        return "- Not measured yet."
+    groups: dict[str, list[str]] = {"less": [], "more": [], "cannot be told": []}
+    for factor, variant in _changes():
+        other = found.get(compared_with(factor, variant), {})
+        own = found.get(variant, {})
+        if seeds := own.keys() & other.keys():
+            change = bootstrap([math.log(own[s] / other[s]) for s in sorted(seeds)])
+            clear = "less" if change.mean < 0 else "more"
+            text = f"{_named(factor, variant)} {math.exp(change.mean):.2f}"
+            groups[clear if change.excludes_zero else "cannot be told"].append(text)
+    compared = sum(map(len, groups.values()))
+    missing = len(list(_changes())) - compared
+    place = f"../../{folder.relative_to(root)}/factors.md"
+    return "\n".join(
+        [
+            "- **What clipping does to the sharpness of SGD's direction**: "
+            f"{_spread(list(base.values()))} of it is left with "
+            f"{Variant.fraction:.0%} clipped, from "
+            f"`{by_name.name_of(settings['init'])}` ([one factor at a time]({place}); "
+            f"in brackets the lowest and highest of {len(base)} seeds). Below is by "
+            "what a change of one thing multiplies that: geometric means of "
+            f"{compared} comparisons, seed by seed; {missing} are missing or diverged. "
+            "A change is clear if the 95 % bootstrap interval, too narrow for so few "
+            "seeds, leaves 1 out.",
+            *(
+                f"- **{title}**: {'; '.join(groups[name])}."
+                for name, title in (
+                    ("less", "Clearly less is left"),
+                    ("more", "Clearly more is left"),
+                    ("cannot be told", "No clear change"),
+                )
+                if groups[name]
+            ),
+        ]
+    )
 
 
-def _ratios(done: Sequence[Line]) -> dict[tuple[str, str], list[float]]:
-    """Of each factor and change the ratios of clipped SGD, one for each seed."""
-    found: dict[tuple[str, str], list[float]] = {}
+def _changes() -> Iterator[tuple[str, Variant]]:
+    """Every variant but the defaults, with its factor."""
+    for factor, variants in FACTORS.items():
+        yield from ((factor, v) for v in variants if v != Variant())
+
+
+def _ratios(done: Sequence[Line]) -> dict[Variant, dict[int, float]]:
+    """Of each variant and seed the ratio of clipped SGD, where it has a logarithm."""
+    found: dict[Variant, dict[int, float]] = {}
     for line in done:
         if line["diverged"] is None:
-            key = line["factor"], described(line["variant"])
             ratio = finite_mean(line["ratios"]["clipped_sgd"])
-            found.setdefault(key, []).append(ratio)
+            if ratio > 0:
+                own = found.setdefault(Variant(**line["variant"]), {})
+                own[line["seed"]] = ratio
     return found
 
 
@@ -137,14 +162,10 @@ def _spread(own: Sequence[float]) -> str:
     return f"{np.mean(own):.2g} ({min(own):.2g} to {max(own):.2g})"
 
 
-def _named(factor: str, value: str) -> str:
+def _named(factor: str, variant: Variant) -> str:
     """For a sentence: "scale of weights (values x 4)"."""
-    scaled = value.removeprefix("scaled ").replace(", scale ", " x ")
-    return f"{factor} ({scaled.replace('_', ' ')})"
-
-
-def _percent(value: str) -> str:
-    return f"{float(value.removeprefix('fraction ')):.1%}".replace(".0%", "%")
+    value = described(dataclasses.asdict(variant)).removeprefix("scaled ")
+    return f"{factor} ({value.replace(', scale ', ' x ').replace('_', ' ')})"
 
 
 def _summary(ratios: Sequence[Sequence[float | None]]) -> str:

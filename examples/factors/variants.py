@@ -27,7 +27,7 @@ class Variant:
     scaled: Scaled | None = None  # the function stays the same
     scale: float = 1.0
     batch_size: int = 64
-    rate: float = 0.0316  # SGD's, as swept on this task
+    rate: float = 0.0316  # SGD's: swept on the task, at batches of 16, as it is
     fraction: float = 0.05
     momentum_updates: int = 20  # SGD's, measured after the second half
 
@@ -53,6 +53,17 @@ FACTORS: Mapping[str, tuple[Variant, ...]] = {
         Variant("random", adam_steps=200, vocabulary=n) for n in (2048, 16384)
     ),
 }
+
+
+def compared_with(factor: str, variant: Variant) -> Variant:
+    """The variant that another one differs from in its factor alone."""
+    if not variant.mask_source:
+        return dataclasses.replace(variant, mask_source=True)
+    if "vocabulary" in factor:
+        return dataclasses.replace(variant, vocabulary=Variant.vocabulary)
+    if variant.start == "random" and variant.adam_steps:
+        return dataclasses.replace(variant, adam_steps=0)
+    return Variant()
 
 
 def described(variant: Mapping[str, Any]) -> str:

@@ -62,6 +62,8 @@ def rescaled(params: Params, scaled: Scaled, factor: float) -> Params:
             "expected a T5 with ReLU and a tied embedding: no other keeps its function "
             f"when its {scaled} are scaled."
         )
+    if not factor > 0:
+        raise ValueError(f"expected a positive factor of the {scaled}, got {factor}.")
     powers = SCALED[scaled]
 
     def scale(path: Any, leaf: jax.Array) -> jax.Array:
