@@ -25,7 +25,7 @@ from examples.tasks import by_name
 Settings = Mapping[str, Any]
 
 
-class Compared(NamedTuple):
+class Setting(NamedTuple):
     """What the runs in a folder of results differ in.
 
     Attributes:
@@ -56,8 +56,8 @@ def _scale(settings: Settings) -> str:
 
 
 # Folder below the results -> what the runs in it differ in.
-COMPARED: Mapping[str, Compared] = {
-    "batch_size": Compared(
+DIFFERING: Mapping[str, Setting] = {
+    "batch_size": Setting(
         "Batch size",
         "Where SGD falls behind",
         "examples in a batch",
@@ -65,9 +65,9 @@ COMPARED: Mapping[str, Compared] = {
         frozenset({"batch_size", "fractions"}),
         lambda settings: str(settings["batch_size"]),
         lambda settings: settings["batch_size"],
-        "So a larger batch sees more examples.",
+        "A larger batch sees more examples in them.",
     ),
-    "scale_of_weights": Compared(
+    "scale_of_weights": Setting(
         "Scale of weights",
         "The same function, with weights of other scales",
         "weights",
@@ -75,8 +75,9 @@ COMPARED: Mapping[str, Compared] = {
         frozenset({"scaled", "scale", "fractions"}),
         _scale,
         None,
-        "The model computes the same before training whatever is scaled: other weights "
-        "take the factor back (`examples.models.t5_scales`).",
+        "Whatever is scaled, other weights take the factor back, so that the model "
+        "computes the same before training but for the epsilon of its norms "
+        "(`examples.models.t5_scales`).",
     ),
 }
 
@@ -87,9 +88,9 @@ def main(folder: tyro.conf.Positional[Path]) -> list[Path]:
     The run of convergence/ beside it that differs in the same setting alone is among
     them.
     """
-    what, runs = _compared(folder), read(folder)
+    what, runs = _setting(folder), read(folder)
     settings = runs[0].settings
-    keys = compared(runs)
+    keys = in_common(runs)
     figure = tables.Figure(
         looks.draw(folder / "lead.png", functools.partial(_draw, what, runs, keys)),
         f"Test loss minus SGD's after {settings['steps']} steps; bars: lowest to "
@@ -108,14 +109,14 @@ def main(folder: tyro.conf.Positional[Path]) -> list[Path]:
 def figure(root: Path, *, name: str) -> str:
     """The figure with what it says, for a page of the documentation."""
     folder = root / "examples/results" / name
-    text = said(COMPARED[name], read(folder))
+    text = said(DIFFERING[name], read(folder))
     place = f"../../examples/results/{name}"
     return tables.captioned(f"{place}/lead.png", text, f"[Report]({place}/report.md).")
 
 
 def read(folder: Path) -> list[Run]:
     """The runs in the order of the setting."""
-    what, own = _compared(folder), Run.below(folder)
+    what, own = _setting(folder), Run.below(folder)
     if not own:
         raise FileNotFoundError(f"{folder}: no run of examples.convergence is there.")
 
@@ -132,21 +133,22 @@ def read(folder: Path) -> list[Run]:
     # Beside them are those with the default.
     default = Run.below(folder.parent / "convergence")
     found = [*(run for run in default if others(run) == wanted), *own]
-    found = [run for run in found if run.sgd]
+    if not (found := [run for run in found if run.sgd]):
+        raise ValueError(f"{folder}: SGD has finished in none of its runs.")
     place = what.place
     return sorted(found, key=lambda run: place(run.settings)) if place else found
 
 
-def _compared(folder: Path) -> Compared:
-    if folder.name not in COMPARED:
+def _setting(folder: Path) -> Setting:
+    if folder.name not in DIFFERING:
         raise ValueError(
-            f"{folder}: expected a folder called {' or '.join(COMPARED)}, which says "
+            f"{folder}: expected a folder called {' or '.join(DIFFERING)}, which says "
             "what its runs differ in."
         )
-    return COMPARED[folder.name]
+    return DIFFERING[folder.name]
 
 
-def compared(runs: Sequence[Run]) -> list[Key]:
+def in_common(runs: Sequence[Run]) -> list[Key]:
     """What ran with two values or more, in the order of the first."""
     keys = dict.fromkeys(key for run in runs for key in run.best if key[0] != "sgd")
     return [key for key in keys if sum(key in run.best for run in runs) > 1]
@@ -171,7 +173,7 @@ def _of_the_lead(run: Run, key: Key) -> str:
     return f"{round(covered(found, _adams(run)), 2) + 0:.0%}"  # no -0%
 
 
-def _introduction(what: Compared, runs: Sequence[Run]) -> str:
+def _introduction(what: Setting, runs: Sequence[Run]) -> str:
     settings, rules = runs[0].settings, runs[0].rules
     return (
         f"From `{settings['init']}`, dataset `{settings['dataset']}`: "
@@ -185,7 +187,7 @@ def _introduction(what: Compared, runs: Sequence[Run]) -> str:
 
 def _rows(
     title: str,
-    what: Compared,
+    what: Setting,
     header: Sequence[str],
     runs: Sequence[Run],
     cells: Callable[[Run], list],
@@ -195,7 +197,7 @@ def _rows(
     return tables.Table(title, [what.header, *header], rows)
 
 
-def _losses(what: Compared, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
+def _losses(what: Setting, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
     def cells(run: Run) -> list[str]:
         found = [run.minus_sgd(key) for key in keys]
         return [
@@ -207,7 +209,7 @@ def _losses(what: Compared, runs: Sequence[Run], keys: Sequence[Key]) -> tables.
     return _rows("Test loss minus SGD's", what, header, runs, cells)
 
 
-def _leads(what: Compared, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
+def _leads(what: Setting, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
     others = [key for key in keys if key[0] != "adam"]
 
     def cells(run: Run) -> list[str]:
@@ -217,7 +219,7 @@ def _leads(what: Compared, runs: Sequence[Run], keys: Sequence[Key]) -> tables.T
     return _rows("Of Adam's lead over SGD, in the mean", what, header, runs, cells)
 
 
-def _rates(what: Compared, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
+def _rates(what: Setting, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
     def cells(run: Run) -> list[str]:
         found = [run.sgd, *(run.best.get(key) for key in keys)]
         return [f"{own[0]['learning_rate']:g}" if own else "-" for own in found]
@@ -226,13 +228,13 @@ def _rates(what: Compared, runs: Sequence[Run], keys: Sequence[Key]) -> tables.T
     return _rows("The learning rates that were chosen", what, header, runs, cells)
 
 
-def said(what: Compared, runs: Sequence[Run]) -> str:
+def said(what: Setting, runs: Sequence[Run]) -> str:
     """The same in a sentence, for a page of the documentation."""
     leads = ", ".join(f"{_lead(run):.3f} ({what.value(run.settings)})" for run in runs)
     parts = [
         f"{label(*key)} covers "
         f"{', '.join(_of_the_lead(run, key) for run in runs)} of it"
-        for key in compared(runs)
+        for key in in_common(runs)
         if key[0] in ("clipped_sgd", "sign_sgd")
     ]
     return (
@@ -242,7 +244,7 @@ def said(what: Compared, runs: Sequence[Run]) -> str:
 
 
 def _draw(
-    what: Compared, runs: Sequence[Run], keys: Sequence[Key], figure: Figure
+    what: Setting, runs: Sequence[Run], keys: Sequence[Key], figure: Figure
 ) -> None:
     axes = figure.subplots()
     places = [
@@ -258,6 +260,7 @@ def _draw(
             }
             for key in keys
         },
+        joined=what.place is not None,
     )
     if what.place:
         axes.set_xscale("log", base=2)

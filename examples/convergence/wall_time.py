@@ -9,6 +9,7 @@ runs.jsonl in the run folder, --resume repeats none.
 
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ COMPARED: tuple[Key, ...] = (
     ("sign_sgd", 0.05),
     ("adam", 0.05),
 )
+SHOWN = "translation-t5-enfr-mixture"  # the run that a page has
 MOMENTS = 20  # of a training, where its test loss is taken
 
 
@@ -79,7 +81,7 @@ class Prepared:
 
 
 class Timed:
-    """A step, and the seconds that it took in all; the first call is for compiling."""
+    """A step that was compiled before, and the seconds that it took in all."""
 
     def __init__(self, step: Step) -> None:
         self.step, self.seconds = step, 0.0
@@ -119,10 +121,11 @@ def trainer(prepared: Prepared) -> Callable[[int], Line]:
 
     def train(seed: int) -> Line:
         batch_at = dataclasses.replace(task, seed=seed).batch_at
-        timed, along = {}, {key: [] for key in made}
-        for key, step in compiled.items():
-            step(begin(key, seed), batch_at(0), jax.random.key(seed))
-            timed[key] = Timed(step)
+        along = {key: [] for key in made}
+        timed = {key: Timed(step) for key, step in compiled.items()}
+        for key, step in compiled.items():  # before the clock runs
+            found = step(begin(key, seed), batch_at(0), jax.random.key(seed))
+            jax.block_until_ready(found)
         in_turn = zip(
             *(
                 updates(timed[key], begin(key, seed), batch_at, seed, 0, steps)
@@ -154,12 +157,20 @@ def trainer(prepared: Prepared) -> Callable[[int], Line]:
 def prepare(settings: Settings) -> Prepared:
     """Everything that can be refused, before any work; claims the run folder last."""
     found = Run.read(settings.of)
-    if not found.rules.apart or not found.sgd:
+    if not found.rules.apart or COMPARED[0] not in found.best:
         raise ValueError(
             f"{settings.of}: expected a run of examples.convergence whose rates were "
             "chosen apart from what it reports, with SGD in it."
         )
-    inputs = experiment.load(_settings(found))
+    again = _settings(found)
+    inputs = experiment.load(again)
+    same = again.decisive() | {"files": run_folder.fingerprint(*inputs.task.files)}
+    same = json.loads(json.dumps(same, default=str))
+    if other := [k for k, x in found.settings.items() if same.get(k) != x]:
+        raise ValueError(
+            f"{settings.of}: its {', '.join(other)} are no longer what they were then: "
+            "run examples.convergence again."
+        )
     rates = {
         key: found.best[key][0]["learning_rate"]
         for key in COMPARED
@@ -172,6 +183,7 @@ def prepare(settings: Settings) -> Prepared:
         "steps": found.settings["steps"],
         "batch_size": found.settings["batch_size"],
         "seeds": found.rules.seeds,
+        "files": same["files"],
         "rates": [[*key, rate] for key, rate in rates.items()],
     }
     run_folder.open_run(settings.run, asked, resume=settings.resume)
@@ -234,7 +246,7 @@ def costs(found: Mapping[Key, Sequence[Line]]) -> dict[Key, Cost]:
     measured = {}
     for key, own in found.items():
         pairs = [
-            (np.asarray(one["along"]), np.asarray(other["along"]))
+            (np.asarray(one["along"], float), np.asarray(other["along"], float))
             for one, other in zip(own, plain, strict=True)
         ]
         measured[key] = Cost(
@@ -276,8 +288,10 @@ def _table(found: Mapping[Key, Sequence[Line]]) -> tables.Table:
 
 
 def figure(root: Path) -> str:
-    """The figure of the first run with what it says, for a page."""
-    path = next(iter(sorted(root.glob("examples/results/wall_time/*/settings.json"))))
+    """The figure of a run with what it says, for a page."""
+    path = root / "examples/results/wall_time" / SHOWN / "settings.json"
+    if not path.is_file():
+        return "Not measured yet."
     found = _by_optimizer(files.read_lines(path.parent / "runs.jsonl"))
     of_sgd = next(own[0] for key, own in found.items() if key[0] == "sgd")
     parts = [
@@ -287,9 +301,11 @@ def figure(root: Path) -> str:
         for key, cost in costs(found).items()
         if key[0] != "sgd"
     ]
+    settings = run_folder.read_settings(path.parent)["settings"]
     said = (
-        f"Test loss minus SGD's after the seconds that {of_sgd['along'][-1][0]} steps "
-        f"of SGD take: {'; '.join(parts)}."
+        f"Test loss minus SGD's after at most the seconds that {settings['steps']} "
+        f"steps of SGD take, {by_name.TITLES[settings['task']]} from "
+        f"`{by_name.name_of(settings['init'])}`: {'; '.join(parts)}."
     )
     place = f"../../{path.parent.relative_to(root)}"
     report = f"[Report]({place}/report.md)."
@@ -305,7 +321,7 @@ def _draw(found: Mapping[Key, Sequence[Line]], figure: Figure) -> None:
     axes = figure.subplots()
     names = [name for name, _ in found]
     for place, (key, own) in enumerate(found.items()):
-        along = np.asarray([one["along"] for one in own])
+        along = np.asarray([one["along"] for one in own], float)
         style: dict[str, Any] = looks.look(*key)
         if key[0] in names[:place]:  # at another fraction
             style["linestyle"] = ":"

@@ -120,7 +120,7 @@ def said(root: Path) -> str:
         [
             "- **What clipping does to the sharpness of SGD's direction**: "
             f"{_spread(list(base.values()))} of it is left with "
-            f"{Variant.fraction:.0%} clipped, from "
+            f"{100 * Variant.fraction:g} % clipped, from "
             f"`{by_name.name_of(settings['init'])}` ([one factor at a time]({place}); "
             f"in brackets the lowest and highest of {len(base)} seeds). Below is by "
             "what a change of one thing multiplies that: geometric means of "

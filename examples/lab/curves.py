@@ -63,14 +63,22 @@ def bars(axes: Axes, found: Mapping[float, Sequence[float]], **marks: Any) -> No
     axes.errorbar([*found], means, np.abs(ends.T - means), capsize=3, **marks)
 
 
-def minus_sgd(axes: Axes, found: Mapping[Key, Mapping[float, Sequence[float]]]) -> None:
-    """Of each optimizer the differences from SGD, which is a line at 0."""
+def minus_sgd(
+    axes: Axes,
+    found: Mapping[Key, Mapping[float, Sequence[float]]],
+    *,
+    joined: bool = True,
+) -> None:
+    """Of each optimizer the differences from SGD, which is a line at 0.
+
+    Places that have no order are not joined.
+    """
     names = [name for name, _ in found]
     for i, (key, own) in enumerate(found.items()):
         marks = looks.dots(key[0]) | looks.look(*key)
         if key[0] in names[:i]:  # at another fraction
             marks["linestyle"] = ":"
-        bars(axes, own, **marks)
+        bars(axes, own, **marks | ({} if joined else {"linestyle": "none"}))
     axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
     legend_beside(axes)
 

@@ -174,8 +174,7 @@ def schedule(settings: Settings) -> optax.Schedule:
 def predicted_growth(settings: Settings) -> dict[str, float]:
     """How many times as large matrices become if their updates are orthogonal to them.
 
-    An update of the relative size r makes a weight sqrt(1 + r^2) times as large; those
-    of a scale-invariant weight have no part along it.
+    An update of the relative size r makes a weight sqrt(1 + r^2) times as large then.
     """
     rates = np.asarray(jax.vmap(schedule(settings))(np.arange(settings.steps)))
     half = float(np.sum(rates.astype(np.float64) ** 2)) / 2

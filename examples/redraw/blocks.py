@@ -208,7 +208,7 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
             "docs/how-to/when-does-it-help.md",
             functools.partial(by_setting.figure, name=name),
         )
-        for name in by_setting.COMPARED
+        for name in by_setting.DIFFERING
     },
     "wall_time": ("docs/how-to/when-does-it-help.md", wall_time.figure),
     "long_training": ("docs/how-to/when-does-it-help.md", by_frequency.figure),

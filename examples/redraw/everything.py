@@ -35,7 +35,7 @@ MAKERS: Mapping[str, Callable[[Path], list[Path]]] = {
     "examples/results/convergence/*/settings.json": convergence.write,
     **{
         f"examples/results/{name}/*/settings.json": convergence.write
-        for name in by_setting.COMPARED
+        for name in by_setting.DIFFERING
     },
     "examples/results/long_training/*/settings.json": convergence.write,
     "examples/results/wall_time/*/settings.json": wall_time.write,
@@ -70,7 +70,7 @@ def make(root: Path) -> list[Path]:
             made += maker(path.parent)
     made += [verdict(root / folder) for folder, verdict in VERDICTS.items()]
     results = root / "examples/results"
-    folders = [results / name for name in by_setting.COMPARED]
+    folders = [results / name for name in by_setting.DIFFERING]
     for folder in filter(Path.is_dir, folders):
         made += by_setting.main(folder)
     return [*made, *blocks.write(root)]

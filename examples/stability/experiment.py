@@ -58,7 +58,7 @@ class Settings(by_name.Choice):
     """Predicts the largest stable learning rate, and finds it."""
 
     preset: Literal["tiny", "laptop"] = "laptop"
-    """Sizes: seconds, or an hour on two cores."""
+    """Sizes: seconds, or an hour and a half on two cores."""
     run: Path | None = None
     """The run folder; without it, runs/stability/TASK."""
     resume: bool = False
@@ -116,16 +116,18 @@ def measurer(task: Task, fraction: float, sizes: Preset) -> Callable[[int], Line
             along.append((step, predict(state.params, watching[0])))
 
     train = sweep.trainer(task, optimizer, sizes.steps, watch=watch)
-    loss = jax.jit(task.eval_loss)
+    loss = jax.jit(task.train_loss)
 
     def measure(seed: int) -> Line:
         seeded = dataclasses.replace(task, seed=seed)
         # Behind those that are trained on.
         first = sizes.steps
         batches = [seeded.batch_at(first + i) for i in range(sizes.batches)]
-        predicted = predict(task.params, batches)
+        start, key = task.start(seed), jax.random.key(seed)
+        predicted = predict(start, batches)
+        # With the keys that the training has at these steps.
         before = [
-            float(loss(task.params, seeded.batch_at(step)))
+            float(loss(start, seeded.batch_at(step), jax.random.fold_in(key, step)))
             for step in range(sizes.steps - sizes.tail, sizes.steps)
         ]
         tried: list[tuple[float, bool]] = []

@@ -83,34 +83,45 @@ def said(root: Path) -> str:
             f"{by_name.TITLES[settings['task']]} from "
             f"`{by_name.name_of(settings['init'])}`: {'; '.join(parts)} "
             f"(geometric means over {len({run['seed'] for run in runs})} seeds, 95 % "
-            f"bootstrap; [report](../../{place}/{path.parent.name}/report.md)). The "
-            "rate that a sweep with momentum chose, over the predicted one: "
-            f"{', '.join(_chosen(settings, runs, root))}. At the end of trainings at "
-            f"half of the largest rate it was {_at_the_end(runs)} times the rate that "
-            "they train with; batch sharpness is said to settle where that is 1 "
-            "(2412.20553)."
+            "bootstrap, which is too narrow for so few; batches of "
+            f"{settings['batch_size']}, {settings['batches']} to predict from; "
+            f"[report](../../{place}/{path.parent.name}/report.md)). "
+            f"{_failed(runs)}The rate that a sweep with momentum chose, over the "
+            f"predicted one: {', '.join(_chosen(settings, runs, root))}. At the end of "
+            f"SGD's trainings at half of the largest rate it was {_at_the_end(runs)} "
+            "times the rate that they train with; batch sharpness is said to settle "
+            "where that is 1 (2412.20553)."
         )
     return "\n".join(items)
 
 
+def _failed(runs: Sequence[Line]) -> str:
+    """How often no rate was predicted, because the loss bends down or rises."""
+    failed = sum(not run["predicted"] for run in runs)
+    return f"No rate was predicted in {failed} of {len(runs)} cells. " if failed else ""
+
+
 def _at_the_end(runs: Sequence[Line]) -> str:
-    """What is predicted there, over the rate; the lowest and the highest of all."""
-    found = [run["along"][-1][1] / (run["found"] / 2) for run in runs]
-    return f"{min(found):.1f} to {max(found):.1f}"
+    """What is predicted there for SGD, over the rate; the lowest and the highest."""
+    last = [(run["along"][-1][1], run["found"]) for run in _by_fraction(runs)[0.0]]
+    found = [predicted / (rate / 2) for predicted, rate in last if predicted]
+    return f"{min(found):.1f} to {max(found):.1f}" if found else "-"
 
 
 def _chosen(
     settings: Mapping[str, Any], runs: Sequence[Line], root: Path
 ) -> Iterator[str]:
-    """The rates of the sweeps on the same task, over what is predicted in the mean."""
+    """The rates of sweeps on the same task, over what is predicted in the mean."""
     results = root / "examples/results/convergence"
     for fraction, own in _by_fraction(runs).items():
-        predicted = [run["predicted"] for run in own if run["predicted"]]
-        name, options = (
-            ("clipped_sgd", {"fraction": fraction}) if fraction else ("sgd", {})
-        )
-        rate = swept_rate(settings, name, results, **options).rate
-        yield f"{_name(fraction)} {rate / np.mean(predicted):.2f}"
+        predicted = [np.log(run["predicted"]) for run in own if run["predicted"]]
+        name = "clipped_sgd" if fraction else "sgd"
+        try:
+            rate = swept_rate(settings, name, results, fraction=fraction or 0.05).rate
+        except ValueError:
+            yield f"{_name(fraction)} not swept"
+        else:
+            yield f"{_name(fraction)} {rate / np.exp(np.mean(predicted)):.2f}"
 
 
 def _quotient(own: Sequence[Line]) -> Interval | None:

@@ -28,14 +28,6 @@ def check_model(kind: str, model: str, models: Sequence[str]) -> None:
         )
 
 
-def check_rows(kind: str, rows: int, batch_size: int) -> None:
-    """Refuses fewer rows than a batch has."""
-    if batch_size > rows:
-        raise ValueError(
-            f"expected at least {batch_size} training {kind}, a batch, got {rows}."
-        )
-
-
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ClassificationTask(Task):
     """A classifier, and rows with a label each.

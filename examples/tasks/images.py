@@ -15,8 +15,8 @@ from examples.tasks.classification import (
     ClassificationTask,
     Logits,
     check_model,
-    check_rows,
 )
+from examples.tasks.task import check_rows
 
 TASKS = images.NAMES
 MODELS = ("pretrained", "vit", "post_ln_vit", "resnet")
@@ -51,7 +51,7 @@ def load(
     split = images.load(task, seed, folder)
     train = {name: array[:rows] for name, array in split.train.items()}
     valid = {name: array[:held_out] for name, array in split.valid.items()}
-    check_rows("images", count(train), batch_size)
+    check_rows("training images", count(train), batch_size)
     classes = len(split.classes)
     if checkpoint:
         loaded = huggingface_vision.load(checkpoint, classes, seed)

@@ -129,7 +129,7 @@ def _load(settings: LanguageSettings, *, causal: bool) -> LanguageTask:
     split = reviews.load(settings.documents, settings.seed)
     valid = split.valid[: settings.held_out]
     wanted = settings.batch_size * settings.measured_batches
-    check_rows(len(split.train), wanted, "training documents")
+    check_rows("training documents", len(split.train), wanted)
     ids_BxL = padded(words.encode([*split.train, *valid], L), L, words.pad)
     arrays = masking.causal_lm(ids_BxL, words.pad)
     if not causal:

@@ -117,9 +117,12 @@ def make_task(
     train, valid = (
         rows_of(loaded.words, part, max_length) for part in (texts.train, texts.valid)
     )
-    length = f"of {max_length} tokens"
-    check_rows(count(train), least_rows, f"training rows {length}")
-    check_rows(count(valid), 1, f"held-out rows {length}")
+    check_rows(f"training rows of {max_length} tokens", count(train), least_rows)
+    if not count(valid):
+        raise ValueError(
+            f"expected a held-out row of {max_length} tokens, got a shorter text: "
+            "lower the length or give more text."
+        )
     chosen = np.linspace(0, count(valid) - 1, min(held_out, count(valid))).astype(int)
     return kind(
         config=loaded.config,

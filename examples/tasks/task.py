@@ -67,7 +67,7 @@ class Task(abc.ABC):
         """How many rows there are of which kind."""
 
 
-def check_rows(available: int, wanted: int, what: str) -> None:
+def check_rows(what: str, available: int, wanted: int) -> None:
     """Refuses data that does not fill what is trained or measured on at a time."""
     if wanted > available:
         raise ValueError(

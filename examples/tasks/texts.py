@@ -13,8 +13,9 @@ from examples.data import labelled, reviews, subwords
 from examples.data.batching import Arrays, padded
 from examples.models import classifier, encoder, functional
 from examples.models.functional import Params
-from examples.tasks.classification import ClassificationTask, check_model, check_rows
+from examples.tasks.classification import ClassificationTask, check_model
 from examples.tasks.language import check_length, load_encoder
+from examples.tasks.task import check_rows
 
 TASKS = labelled.NAMES
 MODELS = ("pretrained", "post_ln", "pre_ln")
@@ -62,7 +63,7 @@ def load(
     if pretrained is not None:
         params = {**pretrained, "head": params["head"]}
     train, valid = split.train[:rows], split.valid[:held_out]
-    check_rows("texts", len(train), batch_size)
+    check_rows("training texts", len(train), batch_size)
     drops = config.hidden_dropout_prob or config.attention_probs_dropout_prob
     return ClassificationTask(
         config=config,

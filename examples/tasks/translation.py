@@ -92,7 +92,7 @@ def load_translation(settings: TranslationSettings) -> TranslationTask:
     split = _split(settings)
     train = translation.tokenise(split.train, words, settings.max_length)
     wanted = settings.batch_size * settings.measured_batches
-    check_rows(count(train.arrays), wanted, "training pairs")
+    check_rows("training pairs", count(train.arrays), wanted)
     held_out, tuning = _samples(
         split.valid, words, settings.max_length, settings.held_out
     )

@@ -144,14 +144,15 @@ def directional_derivatives(
 def largest_stable_rate(
     derivatives: DirectionalDerivatives | Sequence[DirectionalDerivatives],
 ) -> jax.Array:
-    r"""Returns the learning rate above which steps along u do not lower the loss.
+    r"""Returns the learning rate above which steps along u raise the loss.
 
     .. math::
       \frac{2 \, \mathbb{E} \langle -g, u \rangle}{\mathbb{E} [u^\top H u]}
 
     A step r u changes the parabola of a batch by :math:`r \langle g, u \rangle +
-    r^2 u^\top H u / 2`; in the mean over batches, each with its own update, this is the
-    r at which the change is 0. For SGD it is 2 divided by the batch sharpness.
+    r^2 u^\top H u / 2`; in the mean over batches, each with its own update and its own
+    loss, this is the r at which the change is 0. For SGD it is 2 divided by the batch
+    sharpness.
 
     Args:
       derivatives: of the update that an optimizer makes with a learning rate of 1 and
@@ -159,9 +160,11 @@ def largest_stable_rate(
         whose fields have a leading axis for them.
 
     Returns:
-      A scalar: 0 where the updates ascend, inf where the loss bends down along them.
+      A scalar: 0 where the updates do not descend, else inf where the loss bends down
+      along them.
 
     Raises:
+      TypeError: if something else is in it, such as a dictionary of several directions.
       ValueError: if the sequence is empty.
 
     Examples:
@@ -183,13 +186,21 @@ def largest_stable_rate(
       <https://arxiv.org/abs/2412.20553>`_, 2024: batch sharpness.
     """
     if not isinstance(derivatives, DirectionalDerivatives):
-        if not len(derivatives):
+        batches = list(derivatives)
+        if not batches:
             raise ValueError("largest_stable_rate: expected at least one batch.")
-        derivatives = jax.tree.map(lambda *each: jnp.stack(each), *derivatives)
+        if not all(isinstance(each, DirectionalDerivatives) for each in batches):
+            raise TypeError(
+                "largest_stable_rate: expected DirectionalDerivatives of one update, "
+                f"one for each batch, got {type(derivatives).__name__} of "
+                f"{type(batches[0]).__name__}: choose a direction of several."
+            )
+        derivatives = jax.tree.map(lambda *each: jnp.stack(each), *batches)
     norm = derivatives.direction_norm
     descent = jnp.mean(-derivatives.slope * norm)
     curvature = jnp.mean(derivatives.sharpness * norm**2)
-    return _checks.quotient(2 * jnp.maximum(descent, 0), jnp.maximum(curvature, 0))
+    rate = _checks.quotient(2 * descent, jnp.maximum(curvature, 0))
+    return jnp.where(descent <= 0, jnp.zeros_like(rate), rate)
 
 
 def directional_sharpness(

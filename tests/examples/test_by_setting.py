@@ -41,7 +41,7 @@ def test_differences_are_seed_by_seed_and_shares_those_of_the_mean(folder):
     ]
     assert cells(shares, "16") == ["2.000", "50%"]
     assert cells(shares, "1") == ["0.000", "-"]  # Adam does not lead there
-    what = by_setting.COMPARED["batch_size"]
+    what = by_setting.DIFFERING["batch_size"]
     assert "2.000 (16)" in by_setting.said(what, by_setting.read(folder))
 
 

@@ -223,7 +223,10 @@ def test_a_pretrained_encoder_gets_a_linear_head(texts, checkpoint):
     [
         ({"model": "vit"}, "for texts expected one of pretrained, post_ln, pre_ln"),
         ({"max_length": 2}, "--max-length must be from 3"),
-        ({"rows": 3}, "expected at least 4 training texts, a batch, got 3"),
+        (
+            {"rows": 3},
+            "expected at least 4 training texts, which are used at a time, got 3",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(texts, options, message):

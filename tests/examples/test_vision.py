@@ -212,7 +212,10 @@ def test_digits_are_split_without_a_leak(digits):
     ("options", "message"),
     [
         ({"model": "pre_ln"}, "for images expected one of pretrained, vit"),
-        ({"rows": 1}, "expected at least 2 training images, a batch, got 1"),
+        (
+            {"rows": 1},
+            "expected at least 2 training images, which are used at a time, got 1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(fashion, options, message):

@@ -569,9 +569,18 @@ def test_no_rate_is_stable_uphill_and_every_one_where_the_loss_bends_down():
     assert diagnostics.largest_stable_rate(one) == 2.0
     assert diagnostics.largest_stable_rate(one._replace(slope=2.0)) == 0
     assert diagnostics.largest_stable_rate(one._replace(sharpness=-4.0)) == np.inf
+    hill = one._replace(slope=2.0, sharpness=-4.0)
+    assert diagnostics.largest_stable_rate(hill) == 0
     assert np.isnan(diagnostics.largest_stable_rate(one._replace(slope=np.nan)))
 
 
 def test_a_largest_stable_rate_needs_a_batch():
     with pytest.raises(ValueError, match="expected at least one batch"):
         diagnostics.largest_stable_rate([])
+
+
+@pytest.mark.parametrize("wrap", [lambda d: {"sgd": d}, lambda d: [{"sgd": d}]])
+def test_a_largest_stable_rate_is_of_one_direction(wrap):
+    one = diagnostics.DirectionalDerivatives(1.0, -2.0, 4.0, 0.5)
+    with pytest.raises(TypeError, match=r"one for each batch, got (dict|list) of"):
+        diagnostics.largest_stable_rate(wrap(one))
