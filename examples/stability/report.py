@@ -19,6 +19,12 @@ from examples.lab.statistics import Interval, bootstrap
 from examples.lab.swept import swept_rate
 from examples.tasks import by_name
 
+FOUND = (
+    "The largest stable learning rate, found by search, against the one that the "
+    "sharpness of the direction predicts before training; a mark is a seed, on the "
+    "line both are the same."
+)
+
 
 def write(folder: Path) -> list[Path]:
     """Writes everything that the run has data for so far."""
@@ -30,9 +36,7 @@ def write(folder: Path) -> list[Path]:
     figures = [
         tables.Figure(
             looks.draw(folder / "predicted.png", lambda figure: _found(runs, figure)),
-            "The largest stable learning rate, found by search, against the one that "
-            "the sharpness of the direction predicts before training; a mark is a "
-            "seed, on the line both are the same.",
+            FOUND,
         ),
         tables.Figure(
             looks.draw(folder / "along.png", lambda figure: _along(runs, figure)),
@@ -65,9 +69,9 @@ def _introduction(settings: Mapping[str, Any], runs: Sequence[Line]) -> str:
 
 
 def said(root: Path) -> str:
-    """How well the prediction does, as a list for a page."""
+    """How well the prediction does, as figures and a list for a page."""
     place = "examples/results/stability"
-    items = []
+    figures, items = [], []
     for path in sorted((root / place).glob("*/settings.json")):
         runs = files.read_lines(path.parent / "runs.jsonl")
         settings = run_folder.read_settings(path.parent)["settings"]
@@ -92,7 +96,9 @@ def said(root: Path) -> str:
             "times the rate that they train with; batch sharpness is said to settle "
             "where that is 1 (2412.20553)."
         )
-    return "\n".join(items)
+        image = f"../../{place}/{path.parent.name}/predicted.png"
+        figures.append(tables.captioned(image, FOUND) + "\n")
+    return "\n".join([*figures, *items])
 
 
 def _failed(runs: Sequence[Line]) -> str:
