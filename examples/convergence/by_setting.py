@@ -264,7 +264,8 @@ def _draw(
     )
     if what.place:
         axes.set_xscale("log", base=2)
-    axes.set_xticks(places, [what.value(run.settings) for run in runs])
+    names = [what.value(run.settings).replace(" x ", "\nx ") for run in runs]
+    axes.set_xticks(places, names)
     axes.set(xlabel=what.header, ylabel="test loss minus SGD's", title=what.question)
 
 
