@@ -92,7 +92,7 @@ def train(
                     show(_record(write, folder, *pending))
                 pending = (step - 1, metrics) if metrics else None
                 stop, at_end = bool(stopped), step >= steps
-                evaluating = evaluate and (
+                evaluating = evaluate is not None and (
                     at_end or step % evaluate_every == 0
                     if evaluate_at is None
                     else step in evaluate_at
@@ -102,7 +102,7 @@ def train(
                     # A state that is not finite must never become the checkpoint.
                     show(_record(write, folder, *pending))
                     pending = None
-                if evaluating:
+                if evaluate and evaluating:
                     show(write(step, **evaluate(step, state)), aloud=True)
                 if saving and step > start:
                     checkpoints.save(step, args=ocp.args.StandardSave(state._asdict()))
