@@ -24,6 +24,7 @@ from examples.lab.tables import Table
 from examples.lab.winners import (
     Rules,
     Winners,
+    covered,
     differences,
     mean,
     of,
@@ -243,7 +244,7 @@ def _of_lead(
     if not seeds or runs is plain or min(leads) <= 0:
         return "-"
     by_seed = sorted(way / lead for way, lead in zip(ways, leads, strict=True))
-    mean_way = f"{sum(ways) / sum(leads):.0%}"
+    mean_way = f"{covered(ways, leads):.0%}"
     if runs is adam:
         return mean_way
     return f"{mean_way} ({by_seed[0]:.0%} to {by_seed[-1]:.0%})"

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from examples.lab import (
     sweep,
     tables,
 )
-from examples.lab.curves import Key
+from examples.lab.curves import Key, styles
 from examples.lab.files import Line
 from examples.lab.log import Log
 from examples.lab.optimizers import label, state_bytes
@@ -319,12 +319,8 @@ def _loss_after(along: np.ndarray, seconds: float) -> float:
 
 def _draw(found: Mapping[Key, Sequence[Line]], figure: Figure) -> None:
     axes = figure.subplots()
-    names = [name for name, _ in found]
-    for place, (key, own) in enumerate(found.items()):
-        along = np.asarray([one["along"] for one in own], float)
-        style: dict[str, Any] = looks.look(*key)
-        if key[0] in names[:place]:  # at another fraction
-            style["linestyle"] = ":"
+    for key, style in styles([*found]).items():
+        along = np.asarray([one["along"] for one in found[key]], float)
         for one in along:
             thin = style | {"label": None, "linewidth": 0.5, "alpha": 0.5}
             axes.plot(one[:, 1], one[:, 2], **thin)

@@ -56,6 +56,15 @@ def loss_curves(
     return panels
 
 
+def styles(keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
+    """How each is drawn; dotted where the optimizer was there at another fraction."""
+    names = [name for name, _ in keys]
+    return {
+        key: looks.look(*key) | ({"linestyle": ":"} if key[0] in names[:i] else {})
+        for i, key in enumerate(keys)
+    }
+
+
 def bars(axes: Axes, found: Mapping[float, Sequence[float]], **marks: Any) -> None:
     """The mean over the seeds at each place, in a bar from lowest to highest."""
     means = np.asarray([np.mean(own) for own in found.values()])
@@ -73,12 +82,9 @@ def minus_sgd(
 
     Places that have no order are not joined.
     """
-    names = [name for name, _ in found]
-    for i, (key, own) in enumerate(found.items()):
-        marks = looks.dots(key[0]) | looks.look(*key)
-        if key[0] in names[:i]:  # at another fraction
-            marks["linestyle"] = ":"
-        bars(axes, own, **marks | ({} if joined else {"linestyle": "none"}))
+    for key, style in styles([*found]).items():
+        marks = looks.dots(key[0]) | style | ({} if joined else {"linestyle": "none"})
+        bars(axes, found[key], **marks)
     axes.axhline(0, color=looks.COLOURS["sgd"], linewidth=1, label="SGD")
     legend_beside(axes)
 

@@ -161,7 +161,7 @@ def differences(
 
 
 def covered(minus_sgd: Sequence[float], of_adam: Sequence[float]) -> float:
-    """The fraction of Adam's lead over SGD, from differences on the same batches.
+    """The fraction of Adam's lead over SGD, from differences of the same sign.
 
     It is that of their means: where the lead of a seed is small, its own says little.
     """
