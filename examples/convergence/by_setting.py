@@ -20,6 +20,7 @@ from examples.lab.curves import Key, minus_sgd
 from examples.lab.optimizers import label
 from examples.lab.statistics import bootstrap
 from examples.lab.winners import Run, covered, mean
+from examples.models import t5_scales
 from examples.tasks import by_name
 
 Settings = Mapping[str, Any]
@@ -51,8 +52,8 @@ class Setting(NamedTuple):
 
 
 def _scale(settings: Settings) -> str:
-    scaled, scale = settings.get("scaled"), settings.get("scale")
-    return f"{scaled.replace('_', ' ')} x {scale:g}" if scaled else "as it is"
+    scaled = settings.get("scaled")
+    return t5_scales.named(scaled, settings["scale"]) if scaled else "as it is"
 
 
 # Folder below the results -> what the runs in it differ in.

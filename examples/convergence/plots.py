@@ -14,6 +14,7 @@ from examples.lab.curves import bars, legend, legend_beside, loss_curves
 from examples.lab.files import Line
 from examples.lab.optimizers import is_clipped, label
 from examples.lab.winners import Rules, Winners, at_fraction, differences, of
+from examples.models import t5_scales
 from examples.tasks import by_name
 
 Settings = Mapping[str, Any]
@@ -65,6 +66,8 @@ def draw(
 
 def _title(what: str, settings: Settings, seeds: str | None = None) -> str:
     task, model = by_name.TITLES[settings["task"]], by_name.name_of(settings["init"])
+    if scaled := settings.get("scaled"):
+        model += f", {t5_scales.named(scaled, settings['scale'])}"
     seeds = seeds or f"{settings['seeds']} seeds"
     return f"{what}: {task}, {model}, {seeds}"
 

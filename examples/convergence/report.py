@@ -32,6 +32,7 @@ from examples.lab.winners import (
     unfinished,
     winners,
 )
+from examples.models import t5_scales
 from examples.models.scratch_llama import NAME as SCRATCH
 from examples.tasks import by_name
 
@@ -69,6 +70,7 @@ def _introduction(
     rules = Rules.of(settings)
     sentences = [
         f"Every optimizer at its own best learning rate, from `{settings['init']}`"
+        f"{_scaled(settings)}"
         f"{', dataset `' + _dataset(settings) + '`' if rules.apart else ''}; "
         f"{settings['steps']} steps of {settings['batch_size']} examples.",
         _first_losses(best),
@@ -81,6 +83,13 @@ def _introduction(
     if missing:
         sentences.append(f"Not run: clipped SGD at {', '.join(missing)}.")
     return " ".join(sentences)
+
+
+def _scaled(settings: Mapping[str, Any]) -> str:
+    """Which weights the run has multiplied, where it has."""
+    if not (scaled := settings.get("scaled")):
+        return ""
+    return f" ({t5_scales.named(scaled, settings['scale'])}, the same function)"
 
 
 def _dataset(settings: Mapping[str, Any]) -> str:

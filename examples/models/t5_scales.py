@@ -51,6 +51,11 @@ def kind(path: Sequence[Any]) -> str:
     )
 
 
+def named(scaled: str, factor: float) -> str:
+    """For people: "residual stream x 4"."""
+    return f"{scaled.replace('_', ' ')} x {factor:g}"
+
+
 def rescaled(params: Params, scaled: Scaled, factor: float) -> Params:
     """Multiplies what is named in `SCALED` by a factor, and keeps the function.
 
