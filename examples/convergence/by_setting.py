@@ -19,7 +19,7 @@ from examples.lab import command_line, looks, provenance, tables
 from examples.lab.curves import Key, minus_sgd
 from examples.lab.optimizers import label
 from examples.lab.statistics import bootstrap
-from examples.lab.winners import Run, covered, mean
+from examples.lab.winners import Run, mean
 from examples.models import t5_scales
 from examples.tasks import by_name
 
@@ -168,10 +168,8 @@ def _adams(run: Run) -> list[float]:
 
 def _of_the_lead(run: Run, key: Key) -> str:
     """How much of Adam's lead another one has, where there is one."""
-    found = run.minus_sgd(key)
-    if not found or not _lead(run):
-        return "-"
-    return f"{round(covered(found, _adams(run)), 2) + 0:.0%}"  # no -0%
+    found = run.covered(key)
+    return f"{round(found.mean, 2) + 0:.0%}" if found else "-"  # no -0%
 
 
 def _introduction(what: Setting, runs: Sequence[Run]) -> str:

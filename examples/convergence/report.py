@@ -241,22 +241,14 @@ def _by_frequency(best: Winners, settings: Mapping[str, Any]) -> list[Table]:
 def _of_lead(
     runs: Sequence[Line], plain: Sequence[Line], adam: Sequence[Line], rules: Rules
 ) -> str:
-    """How much of the way from SGD's test loss to Adam's: of the means, by seed."""
-    own, best = (
-        {run["seed"]: run[rules.reported] for run in of_one if run[rules.reported]}
-        for of_one in (runs, adam)
-    )
-    losses = {run["seed"]: run[rules.reported] for run in plain if run[rules.reported]}
-    seeds = [seed for seed in own if seed in best and seed in losses]
-    leads = [losses[seed] - best[seed] for seed in seeds]
-    ways = [losses[seed] - own[seed] for seed in seeds]
-    if not seeds or runs is plain or min(leads) <= 0:
+    """How much of the way from SGD's test loss to Adam's: in the mean, by seed."""
+    found = covered(runs, plain, adam, rules.reported)
+    if found is None or runs is plain:
         return "-"
-    by_seed = sorted(way / lead for way, lead in zip(ways, leads, strict=True))
-    mean_way = f"{covered(ways, leads):.0%}"
-    if runs is adam:
-        return mean_way
-    return f"{mean_way} ({by_seed[0]:.0%} to {by_seed[-1]:.0%})"
+    by_seed = found.of_own_lead
+    if runs is adam or by_seed is None:
+        return f"{found.mean:.0%}"
+    return f"{found.mean:.0%} ({min(by_seed):.0%} to {max(by_seed):.0%})"
 
 
 def _difference(runs: Sequence[Line], others: Sequence[Line], rules: Rules) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from examples.finetune_t5 import progress
-from examples.lab import statistics
+from examples.lab import statistics, winners
+from examples.lab.files import Line
 from examples.lab.optimizers import label
 from examples.lab.sweep import TAIL
 from examples.lab.tables import Table
@@ -124,12 +125,26 @@ def in_one_row(summary: Summary) -> list[str]:
 
 def differences(summary: Summary) -> dict[str, list[float]]:
     """By optimizer: the held-out loss at the end minus SGD's, one for each seed."""
-    runs = summary["seeds"]
-    names = [run["optimizer"] for run in runs if run["optimizer"] != "sgd"]
-    return {
-        name: [_last(own) - _last(sgd) for own, sgd in progress.beside_sgd(runs, name)]
-        for name in dict.fromkeys(names)
-    }
+    found = _ends(summary)
+    sgd = found.pop("sgd", [])
+    return {name: winners.differences(own, sgd) for name, own in found.items()}
+
+
+def covered(summary: Summary) -> dict[str, winners.Covered | None]:
+    """By optimizer: what it has of Adam's lead over SGD in held-out loss."""
+    found = _ends(summary)
+    sgd, adam = found.get("sgd", []), found.get("adam", [])
+    return {name: winners.covered(own, sgd, adam) for name, own in found.items()}
+
+
+def _ends(summary: Summary) -> dict[str, list[Line]]:
+    """By optimizer: seeds and held-out losses at the end, None where one diverged."""
+    found: dict[str, list[Line]] = {}
+    for run in summary["seeds"]:
+        loss = _last(run) if run["diverged"] is None else None
+        own = found.setdefault(run["optimizer"], [])
+        own.append({"seed": run["seed"], "loss": loss})
+    return found
 
 
 def sharpness(summary: Summary) -> Table:

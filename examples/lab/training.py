@@ -73,6 +73,13 @@ def train(
         SystemExit: Ctrl-C or SIGTERM came; the state is saved.
     """
     step_function = train_step(loss, optimizer, observe, microbatches)
+
+    def due(step: int) -> bool:
+        """Whether to evaluate after so many updates."""
+        if evaluate_at is not None:
+            return step in evaluate_at
+        return step >= steps or step % evaluate_every == 0
+
     with (
         _checkpoints(folder) as checkpoints,
         _stop_signals() as stopped,
@@ -92,18 +99,14 @@ def train(
                     show(_record(write, folder, *pending))
                 pending = (step - 1, metrics) if metrics else None
                 stop, at_end = bool(stopped), step >= steps
-                evaluating = evaluate is not None and (
-                    at_end or step % evaluate_every == 0
-                    if evaluate_at is None
-                    else step in evaluate_at
-                )
+                measure = evaluate if due(step) else None
                 saving = stop or at_end or step % save_every == 0
-                if pending and (evaluating or saving):
+                if pending and (measure or saving):
                     # A state that is not finite must never become the checkpoint.
                     show(_record(write, folder, *pending))
                     pending = None
-                if evaluate and evaluating:
-                    show(write(step, **evaluate(step, state)), aloud=True)
+                if measure:
+                    show(write(step, **measure(step, state)), aloud=True)
                 if saving and step > start:
                     checkpoints.save(step, args=ocp.args.StandardSave(state._asdict()))
                 if stop and not at_end:

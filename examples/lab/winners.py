@@ -102,6 +102,11 @@ class Run(NamedTuple):
         """The reported losses of an optimizer minus SGD's, seed by seed."""
         return differences(self.best.get(key, []), self.sgd, self.rules.reported)
 
+    def covered(self, key: tuple[str, float]) -> "Covered | None":
+        """The part of Adam's lead over SGD that an optimizer has."""
+        own, adam = self.best.get(key, []), of(self.best, "adam")
+        return covered(own, self.sgd, adam, self.rules.reported)
+
 
 def winners(runs: Sequence[Line], settings: Mapping[str, Any]) -> Winners:
     """The reported runs at the learning rate that was chosen, in the order run.
@@ -160,12 +165,55 @@ def differences(
     ]
 
 
-def covered(minus_sgd: Sequence[float], of_adam: Sequence[float]) -> float:
-    """The fraction of Adam's lead over SGD, from differences of the same sign.
+class Covered(NamedTuple):
+    """The part of Adam's lead over SGD that another optimizer has.
 
-    It is that of their means: where the lead of a seed is small, its own says little.
+    Attributes:
+        ways: how far the other ends below SGD, and
+        leads: how far Adam does, one for each seed.
     """
-    return float(np.mean(minus_sgd) / np.mean(of_adam))
+
+    ways: list[float]
+    leads: list[float]
+
+    @property
+    def lead(self) -> float:
+        return float(np.mean(self.leads))
+
+    @property
+    def mean(self) -> float:
+        """That of the means."""
+        return float(np.mean(self.ways)) / self.lead
+
+    @property
+    def of_mean_lead(self) -> list[float]:
+        """Each seed's way: where its own lead is small, its own part says little."""
+        return [way / self.lead for way in self.ways]
+
+    @property
+    def of_own_lead(self) -> list[float] | None:
+        """Each seed's part, if Adam leads with all of them."""
+        if min(self.leads) <= 0:
+            return None
+        return [way / lead for way, lead in zip(self.ways, self.leads, strict=True)]
+
+
+def covered(
+    runs: Sequence[Line],
+    sgd: Sequence[Line],
+    adam: Sequence[Line],
+    what: str = "loss",
+) -> Covered | None:
+    """On the seeds that came to an end with all three; None where Adam has no lead."""
+    ended = ({r["seed"] for r in own if r[what] is not None} for own in (runs, adam))
+    both = set.intersection(*ended)
+    found = Covered(
+        *(
+            differences(sgd, [run for run in own if run["seed"] in both], what)
+            for own in (runs, adam)
+        )
+    )
+    return found if found.leads and found.lead > 0 else None
 
 
 def sweep_table(runs: Sequence[Line], rules: Rules) -> Table:

@@ -16,7 +16,7 @@ from examples.finetune_t5 import in_numbers
 from examples.finetune_t5 import report as finetune_t5
 from examples.lab import looks, tables
 from examples.lab.optimizers import label
-from examples.lab.winners import covered
+from examples.lab.winners import Covered
 from examples.redraw import what_to_try
 
 NAME = "adams_lead.png"
@@ -29,20 +29,11 @@ _SEEN = (-0.6, 1.4)  # of Adam's lead; what lies outside is drawn at the edge
 
 
 class Task(NamedTuple):
-    """Losses minus SGD's on the same batches, by optimizer: one for each seed."""
+    """What the others have of Adam's lead over SGD, which is in nats."""
 
     title: str
-    differences: Mapping[what_to_try.Key, Sequence[float]]
-
-    def lead(self) -> float:
-        """How far Adam is below SGD, in nats; the mean over the seeds."""
-        return -float(np.mean(self.differences["adam", what_to_try.DEFAULT]))
-
-    def covered(self, key: what_to_try.Key) -> tuple[float, list[float]]:
-        """The fraction of the lead: of the mean, and of every seed."""
-        found, lead = self.differences[key], self.lead()
-        adam = self.differences["adam", what_to_try.DEFAULT]
-        return covered(found, adam), [-difference / lead for difference in found]
+    lead: float
+    covered: Mapping[what_to_try.Key, Covered]
 
 
 def draw(results: Path) -> list[Path]:
@@ -58,17 +49,18 @@ def draw(results: Path) -> list[Path]:
 def tasks(results: Path) -> Iterator[Task]:
     """Those where Adam has a lead: it is the unit."""
     found = [
-        Task(column.title, {key: column.differences(key) for key in column.best})
+        (column.title, {key: column.covered(key) for key in column.best})
         for column in what_to_try.columns(results)
     ]
     if (results / "finetune_t5" / "seeds.jsonl").is_file():
         summary = finetune_t5.read(results / "finetune_t5")
-        fraction = summary["settings"]["fraction"]
-        known = in_numbers.differences(summary).items()
-        by_key = {(name, fraction): values for name, values in known}
-        found.append(Task("main job: translation, T5", by_key))
-    adam = ("adam", what_to_try.DEFAULT)
-    yield from (t for t in found if t.differences.get(adam) and t.lead() > 0)
+        fraction, shares = summary["settings"]["fraction"], in_numbers.covered(summary)
+        by_key = {(name, fraction): share for name, share in shares.items()}
+        found.append(("main job: translation, T5", by_key))
+    for title, shares in found:
+        known = {key: share for key, share in shares.items() if share}
+        if adam := known.get(("adam", what_to_try.DEFAULT)):
+            yield Task(title, adam.lead, known)
 
 
 def figure(root: Path) -> str:
@@ -81,9 +73,9 @@ def caption(results: Path) -> str:
     """What the figure says, in words."""
     key = "clipped_sgd", what_to_try.DEFAULT
     said = [
-        f"{task.covered(key)[0]:.0%} ({task.title}; Adam's lead {task.lead():.3f} nats)"
+        f"{own.mean:.0%} ({task.title}; Adam's lead {task.lead:.3f} nats)"
         for task in tasks(results)
-        if key in task.differences
+        if (own := task.covered.get(key))
     ]
     return (
         "How much of Adam's lead over SGD in held-out loss others cover; large: mean, "
@@ -95,15 +87,15 @@ def _paint(found: Sequence[Task], canvas: Figure) -> None:
     axes = canvas.subplots()
     for row, task in enumerate(reversed(found)):
         for place, key in enumerate(COMPARED):
-            if key not in task.differences:
+            if not (own := task.covered.get(key)):
                 continue
-            mean, seeds = task.covered(key)
+            seeds = own.of_mean_lead
             height = row + 0.22 * (1 - place)
             marks = looks.dots(key[0])
             axes.plot(np.clip(seeds, *_SEEN), [height] * len(seeds), **marks)
             marks |= {"markersize": 9, "label": label(*key)}
-            axes.plot(np.clip([mean], *_SEEN), [height], **marks)
-    names = [f"{task.title}\n(lead {task.lead():.3f} nats)" for task in reversed(found)]
+            axes.plot(np.clip([own.mean], *_SEEN), [height], **marks)
+    names = [f"{task.title}\n(lead {task.lead:.3f} nats)" for task in reversed(found)]
     axes.set_yticks(range(len(found)), names)
     for place, name in ((0, "SGD"), (1, "Adam")):
         axes.axvline(place, color="0.6", linewidth=0.8, zorder=0)

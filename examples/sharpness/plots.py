@@ -71,12 +71,15 @@ def _ratios(summary: Summary, figure: Figure) -> None:
         for height, name in enumerate(names):
             ratios = [r for r in cell["directions"][name]["ratios"] if r is not None]
             looks.signed(axes, ratios, height, name)
-            if int(epoch) in theirs:
-                reported = theirs[int(epoch)][name]
-                axes.plot(reported, height - 0.3, "k+", markersize=7)
+        if reported := theirs.get(int(epoch)):
+            heights = np.arange(len(names)) - 0.3
+            marks = [reported[name] for name in names]
+            axes.plot(marks, heights, "k+", markersize=7, label="the paper's mean")
         axes.axvline(1, color="0.6", linewidth=0.8, zorder=0)
         axes.set(xscale="log", title=f"epoch {epoch}")
         axes.set_yticks(range(len(names)), ticks)
+    if theirs:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right")
     figure.supxlabel("sharpness / that of SGD's direction", fontsize=10)
     figure.suptitle(f"Sharpness ratios: {subject(summary)}")
 
@@ -167,8 +170,8 @@ _PAINTERS: Mapping[str, _Painter] = {
         (7.6, 5.2),
         lambda _: True,
         "Sharpness along each optimizer's direction, relative to that along SGD's; "
-        "dot: one batch (x: negative, its size), +: the paper's mean. Left of the "
-        "line a direction is less sharp than SGD's.",
+        "dot: one batch (x: negative, its size). Left of the line a direction is less "
+        "sharp than SGD's.",
     ),
     "landscape": _Painter(
         _landscape,

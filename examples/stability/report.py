@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def write(folder: Path) -> list[Path]:
         tables.Figure(
             looks.draw(folder / "along.png", lambda figure: _along(runs, figure)),
             "The predicted rate over the rate that it trains with, along trainings at "
-            "half of the largest stable rate; where batch sharpness settles at 2 / "
-            "rate it is 1.",
+            "half of the largest stable rate: geometric mean over the seeds, lowest "
+            "to highest; where batch sharpness settles at 2 / rate it is 1.",
         ),
     ]
     report = tables.Report(
@@ -171,12 +172,22 @@ def _table(runs: Sequence[Line]) -> tables.Table:
     )
 
 
+# Of SGD and clipped SGD, which have one colour; by fraction.
+_MARKS = "os^D"
+_LINES = "-", "--", "-.", ":"
+
+
+def _look(fraction: float) -> dict[str, Any]:
+    name = "clipped_sgd" if fraction else "sgd"
+    return looks.dots(name) | {"label": label(name, fraction)}
+
+
 def _found(runs: Sequence[Line], figure: Figure) -> None:
     axes = figure.subplots()
-    for shade, (fraction, own) in enumerate(_by_fraction(runs).items()):
+    for (fraction, own), mark in zip(_by_fraction(runs).items(), cycle(_MARKS)):
         both = [(r["predicted"], r["found"]) for r in own if r["predicted"]]
         if both:
-            axes.plot(*zip(*both, strict=True), f"C{shade}o", label=_name(fraction))
+            axes.plot(*zip(*both, strict=True), **_look(fraction) | {"marker": mark})
     ends = [r[key] for r in runs for key in ("predicted", "found") if r["predicted"]]
     if ends:
         line = [min(ends), max(ends)]
@@ -188,12 +199,18 @@ def _found(runs: Sequence[Line], figure: Figure) -> None:
 
 def _along(runs: Sequence[Line], figure: Figure) -> None:
     axes = figure.subplots()
-    for shade, (fraction, own) in enumerate(_by_fraction(runs).items()):
-        for i, run in enumerate(own):
-            known = [(s, p / (run["found"] / 2)) for s, p in run["along"] if p]
-            if known:
-                name = _name(fraction) if not i else None
-                axes.plot(*zip(*known, strict=True), f"C{shade}", label=name)
+    for (fraction, own), line in zip(_by_fraction(runs).items(), cycle(_LINES)):
+        steps = [step for step, _ in own[0]["along"]]
+        over_rate = [
+            [np.nan if p is None else p / (run["found"] / 2) for _, p in run["along"]]
+            for run in own
+        ]
+        logs = np.ma.masked_invalid(np.log(over_rate))  # none where the loss bends down
+        ends = logs.min(0), logs.mean(0), logs.max(0)
+        low, middle, high = np.ma.exp(np.ma.stack(ends))
+        colour = looks.COLOURS["sgd"]
+        axes.fill_between(steps, low, high, color=colour, alpha=0.1, linewidth=0)
+        axes.plot(steps, middle, line, color=colour, label=_name(fraction))
     axes.axhline(1, color="0.6", linewidth=0.8, label="batch sharpness = 2 / rate")
     axes.set(yscale="log", xlabel="step", ylabel="predicted rate / rate")
     axes.yaxis.set_major_locator(LogLocator(2))

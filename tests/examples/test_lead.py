@@ -21,9 +21,17 @@ def results(tmp_path):
 
 def test_the_lead_is_covered_seed_by_seed_where_adam_has_one(results):
     (task,) = lead.tasks(results)
-    assert task.lead() == 2
-    assert task.covered(CLIPPED) == (0.5, [0.5, 1.0, 0.0])
+    assert task.lead == 2
+    assert task.covered[CLIPPED].mean == 0.5
+    assert task.covered[CLIPPED].of_mean_lead == [0.5, 1.0, 0.0]
     assert "SGD, 5 % clipped: 50% (" in lead.caption(results)
+
+
+def test_seeds_that_diverged_with_adam_are_in_no_share(tmp_path):
+    losses = {SGD: [4.0, 5.0, 6.0], ADAM: [2.0, 3.0, None], CLIPPED: [3.0, 5.0, 0.0]}
+    add_run(tmp_path, "a", losses, task="causal_lm", init="scratch")
+    (task,) = lead.tasks(tmp_path / "examples/results")
+    assert task.covered[CLIPPED] == ([1.0, 0.0], [2.0, 2.0])
 
 
 def test_the_figure_changes_with_the_losses_and_is_none_without_runs(results, tmp_path):
