@@ -26,13 +26,15 @@ _CORRELATIONS = {
 
 def name(run: Summary) -> str:
     """Task, trajectory and seed of a run, for people."""
+    seed = run["settings"]["seed"]
+    return f"{experiment(run)}, seed {seed}" if seed else experiment(run)
+
+
+def experiment(run: Summary) -> str:
+    """Task and trajectory, which runs with several seeds have in common."""
     settings = run["settings"]
-    parts = [
-        by_name.TITLES[settings["task"]],
-        f"{label(settings['trajectory'], 0)}'s trajectory",
-        *([f"seed {settings['seed']}"] if settings["seed"] else []),
-    ]
-    return ", ".join(parts)
+    trajectory = f"{label(settings['trajectory'], 0)}'s trajectory"
+    return f"{by_name.TITLES[settings['task']]}, {trajectory}"
 
 
 def holding(cell: Mapping[str, Any]) -> list[tuple[bool, list[bool]]]:

@@ -12,8 +12,9 @@ import tyro
 
 from examples.lab import command_line, files, paper, provenance, run_folder
 from examples.lab.optimizers import label
+from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table
-from examples.sharpness.claims import claims, holding, name, quotients
+from examples.sharpness.claims import claims, experiment, holding, name, quotients
 from examples.sharpness.report import Summary, introduction
 
 RESULTS = Path(__file__).parents[1] / "results" / "sharpness"
@@ -39,7 +40,7 @@ def _markdown(runs: Sequence[Summary]) -> str:
         "share their model. In the claims that are counted below nothing is corrected "
         "for their number.",
     ]
-    for table in (cells(runs), distances(runs), claims(runs)):
+    for table in (cells(runs), over_seeds(runs), distances(runs), claims(runs)):
         parts += [f"## {table.title}", table.markdown()]
     parts += [
         "## The runs",
@@ -101,6 +102,37 @@ def cells(runs: Sequence[Summary]) -> Table:
         ],
         rows,
     )
+
+
+def over_seeds(runs: Sequence[Summary]) -> Table:
+    """The mean ratio of each experiment at each epoch, with an interval."""
+    found: dict[tuple[str, str], list[Summary]] = {}
+    for run in runs:
+        for epoch in run["epochs"]:
+            found.setdefault((experiment(run), epoch), []).append(run)
+    rows = []
+    for (who, epoch), own in found.items():
+        row = [who, epoch, str(len(own))]
+        for column in paper.COLUMNS:
+            ratios = [
+                run["epochs"][epoch]["directions"][column]["ratio"] for run in own
+            ]
+            row.append("-" if None in ratios else _interval(ratios))
+        rows.append(row)
+    names = (label(column, None) for column in paper.COLUMNS)
+    return Table(
+        "Sharpness over that of SGD's direction: the mean over the seeds, with its 95 "
+        "% bootstrap interval, which is too narrow for so few",
+        ["", "epoch", "seeds", *names],
+        rows,
+    )
+
+
+def _interval(ratios: Sequence[float]) -> str:
+    found = bootstrap(ratios)
+    if len(ratios) == 1:
+        return f"{found.mean:.2g}"
+    return f"{found.mean:.2g} [{found.low:.2g}, {found.high:.2g}]"
 
 
 def distances(runs: Sequence[Summary]) -> Table:

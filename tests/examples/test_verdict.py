@@ -95,6 +95,16 @@ def test_what_does_not_hold_is_said_and_counted(judge):
     assert "| all together |  | 6 of 8 | 6 of 8 |" in text
 
 
+def test_ratios_of_several_seeds_have_an_interval(judge):
+    tables = [{2: dict.fromkeys(paper.COLUMNS, ratio)} for ratio in (0.1, 0.2, 0.6)]
+    runs = [_summary("masked_lm", "sgd", t, seed=i) for i, t in enumerate(tables)]
+    alone = _summary("masked_lm", "adam", {5: dict.fromkeys(paper.COLUMNS, 0.25)})
+    text = judge(*runs, alone)
+    who = "masked language model"
+    assert f"| {who}, SGD's trajectory | 2 | 3 | 0.3 [0.1, 0.6] | 0.3 [" in text
+    assert f"| {who}, Adam's trajectory | 5 | 1 | 0.25 | 0.25 | " in text
+
+
 def test_a_measurement_that_was_not_finite_counts_against_every_claim(judge):
     runs = [
         _summary("translation", trajectory, {2: dict.fromkeys(paper.COLUMNS, 0.1)})
