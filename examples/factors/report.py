@@ -22,9 +22,11 @@ from examples.lab import command_line, files, provenance, run_folder, tables
 from examples.lab.directions import finite_mean
 from examples.lab.files import Line
 from examples.lab.optimizers import label
-from examples.lab.statistics import bootstrap
+from examples.lab.statistics import Interval, bootstrap
 from examples.lab.tables import Table
 from examples.tasks import by_name
+
+SMALL = 0.05  # a change that is called none
 
 
 def write(folder: Path) -> list[Path]:
@@ -105,16 +107,17 @@ def said(root: Path) -> str:
     if not base:
         return "- Not measured yet."
     groups: dict[str, list[str]] = {"less": [], "more": [], "cannot be told": []}
+    unfinished = 0
     for factor, variant in _changes():
-        other = found.get(compared_with(factor, variant), {})
-        own = found.get(variant, {})
-        if seeds := own.keys() & other.keys():
-            change = bootstrap([math.log(own[s] / other[s]) for s in sorted(seeds)])
-            clear = "less" if change.mean < 0 else "more"
-            text = f"{_named(factor, variant)} {math.exp(change.mean):.2f}"
-            groups[clear if change.excludes_zero else "cannot be told"].append(text)
+        both = [found.get(v, {}) for v in (variant, compared_with(factor, variant))]
+        if min(map(len, both)) < settings["seeds"]:
+            unfinished += 1
+            continue
+        own, other = both
+        change = bootstrap([math.log(own[seed] / other[seed]) for seed in sorted(own)])
+        text = f"{_named(factor, variant)} {math.exp(change.mean):.2f}"
+        groups[_clear(change) or "cannot be told"].append(text)
     compared = sum(map(len, groups.values()))
-    missing = len(list(_changes())) - compared
     place = f"../../{folder.relative_to(root)}/factors.md"
     return "\n".join(
         [
@@ -124,9 +127,10 @@ def said(root: Path) -> str:
             f"`{by_name.name_of(settings['init'])}` ([one factor at a time]({place}); "
             f"in brackets the lowest and highest of {len(base)} seeds). Below is by "
             "what a change of one thing multiplies that: geometric means of "
-            f"{compared} comparisons, seed by seed; {missing} are missing or diverged. "
-            "A change is clear if the 95 % bootstrap interval, too narrow for so few "
-            "seeds, leaves 1 out.",
+            f"{compared} comparisons, seed by seed; {unfinished} have not ended with "
+            "all seeds, or diverged with one. SGD has one rate in all that do not "
+            f"change it. A change is clear if it is by {SMALL:.0%} at least and all of "
+            "Student's 95 % interval is on its side of 1.",
             *(
                 f"- **{title}**: {'; '.join(groups[name])}."
                 for name, title in (
@@ -138,6 +142,13 @@ def said(root: Path) -> str:
             ),
         ]
     )
+
+
+def _clear(change: Interval) -> str | None:
+    """Whether a factor, as a logarithm, leaves less or more for sure."""
+    if abs(change.mean) < math.log1p(SMALL):
+        return None
+    return "less" if change.is_below_zero else "more" if change.is_above_zero else None
 
 
 def _changes() -> Iterator[tuple[str, Variant]]:

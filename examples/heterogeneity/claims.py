@@ -87,8 +87,7 @@ def _gap(runs: Sequence[Summary]) -> list[str]:
         "bootstrap over the seeds)",
         ", ".join(f"{who} {found or '-'}" for who, found in gaps.items()),
         f"{sum(gap(run) > 0 for run in runs)} of {len(gaps)} runs; in "
-        f"{sum(map(clear, runs))} the "
-        "interval is above 0",
+        f"{sum(map(clear, runs))} all of Student's 95 % interval is above 0",
     ]
 
 
@@ -99,9 +98,9 @@ def interval(run: Summary) -> Interval | None:
 
 
 def clear(run: Summary) -> bool:
-    """Whether the interval is above 0."""
+    """Whether all of Student's interval is above 0."""
     found = interval(run)
-    return found is not None and found.low > 0
+    return found is not None and found.is_above_zero
 
 
 def _losses_of_best(run: Summary, optimizers: Sequence[str]) -> list[float | None]:

@@ -7,7 +7,9 @@
 `python -m examples.heterogeneity.report RUN` makes them again.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -77,9 +79,17 @@ def introduction(summary: Summary) -> str:
     batch = "all rows" if settings["full_batch"] else f"{settings['batch_size']} rows"
     return (
         f"{settings['counts']['train']:,} rows of {settings['counts']['classes']} "
-        f"classes; steps of {batch}, gradients {clip}, a {settings['schedule']} "
-        f"schedule. {Rules.of(settings).said()}"
+        f"classes, seen {share_of_epoch(settings):.3g} times in steps of {batch}; "
+        f"gradients {clip}, a "
+        f"{settings['schedule']} schedule. {Rules.of(settings).said()}"
     )
+
+
+def share_of_epoch(settings: Mapping[str, Any]) -> float:
+    """How often a training has seen every row."""
+    rows = settings["counts"]["train"]
+    batch = rows if settings["full_batch"] else settings["batch_size"]
+    return settings["epochs"] or settings["steps"] * batch / rows
 
 
 def remake(run: Path) -> list[Path]:

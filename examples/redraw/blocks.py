@@ -8,7 +8,7 @@ It stands between two comments, which are invisible there:
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from examples.heterogeneity.reading import name
 from examples.lab import files, paper, run_folder
 from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table, captioned
-from examples.lab.winners import Run
+from examples.lab.winners import Rules, Run
+from examples.models import t5_scales
 from examples.redraw import benchmarks, lead, sentences, what_to_try
 from examples.sharpness import hero
 from examples.sharpness.claims import holding
+from examples.sharpness.claims import quotients as quotients_to
 from examples.stability import report as stability
 from examples.tasks import by_name
 
@@ -102,17 +104,18 @@ def table(results: Path) -> Table:
 
 
 def _compared(results: Path) -> list[Run]:
-    """Runs of the convergence; of a task that has some under the rules only those."""
-    found = Run.below(results / "convergence")
-    ruled = {run.settings["task"] for run in found if run.rules.apart}
-    return [
-        run for run in found if run.rules.apart or run.settings["task"] not in ruled
-    ]
+    """Runs of the convergence, those that train longer or with other weights last."""
+    folders = "convergence", "long_training", "scale_of_weights"
+    return [run for name in folders for run in Run.below(results / name)]
 
 
 def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     cells = [cell for run in runs for cell in run["epochs"].values()]
-    quotients = [c["directions"]["clipped_sgd"]["ratio"] for c in cells]
+    quotients: dict[str, list[float]] = {}
+    for run in runs:
+        own = quotients.setdefault(by_name.name_of(run["settings"]["init"]), [])
+        own += [c["directions"]["clipped_sgd"]["ratio"] for c in run["epochs"].values()]
+    left = [f"{min(q):.2g} to {max(q):.2g} ({who})" for who, q in quotients.items()]
     in_runs = {
         one.claim: sum(
             all(holding(cell)[i][0] for cell in run["epochs"].values()) for run in runs
@@ -127,13 +130,21 @@ def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
     count = f"{len(runs)} runs, {len(cells)} epochs"
     link = f"[verdict]({_RESULTS}/sharpness/verdict.md)"
-    above = sum(q >= 1 for q in quotients)
+    above = sum(q >= 1 for own in quotients.values() for q in own)
+    elsewhere = sum("rate_from" not in run["settings"] for run in runs)
+    caveats = [
+        f"not on {above} epochs" if above else "",
+        f"the learning rate was swept on another task in {elsewhere} runs"
+        if elsewhere
+        else "",
+        _far(runs),
+    ]
     return [
         [
             "5 % clipped lowers the sharpness of SGD's direction",
-            f"to {min(quotients):.2g} to {max(quotients):.2g} of it",
+            f"what is left of it: {', '.join(left)}",
             count,
-            (f"not on {above} epochs" if above else "-") + f" ({link})",
+            ("; ".join(filter(None, caveats)) or "-") + f" ({link})",
         ],
         [
             "the first paper's orderings of seven optimizers",
@@ -144,8 +155,21 @@ def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
+def _far(runs: Sequence[Mapping[str, Any]]) -> str:
+    """How far these ratios are from the paper's at the same epoch."""
+    found = [
+        quotient
+        for run in runs
+        if (theirs := paper.reported(run["settings"]))
+        for quotient in quotients_to(run, theirs, "clipped_sgd")
+    ]
+    if not found:
+        return ""
+    return f"{min(found):.2g} to {max(found):.2g} times what the paper has"
+
+
 def _convergence(run: Run) -> list[str]:
-    settings, rules, fraction = run.settings, run.rules, run.settings["fraction"]
+    rules, fraction = run.rules, run.settings["fraction"]
 
     def said(found: Sequence[float]) -> str:
         if not found:
@@ -154,20 +178,32 @@ def _convergence(run: Run) -> list[str]:
 
     clipped = run.minus_sgd(("clipped_sgd", fraction))
     adam = run.minus_sgd(("adam", fraction))
-    worse = sum(x >= 0 for x in clipped)
-    model = f", {by_name.name_of(settings['init'])}" if rules.apart else ""
-    failures = [
-        f"clipped SGD is not lower on {worse} of {len(clipped)} seeds" if worse else "",
-        "" if rules.apart else "rates were chosen on a seed that is in the mean",
-    ]
+    place = f"{_RESULTS}/{run.folder.parent.name}/{run.folder.name}"
     return [
-        f"{'test' if rules.apart else 'training'} loss minus SGD's, "
-        f"{by_name.TITLES[settings['task']]}{model}",
+        f"{'test' if rules.apart else 'training'} loss minus SGD's, {_subject(run)}",
         f"{100 * fraction:g} % clipped {said(clipped)}, Adam {said(adam)}",
         f"{len(clipped)} seeds",
-        ("; ".join(filter(None, failures)) or "-")
-        + f" ([report]({_RESULTS}/convergence/{run.folder.name}/report.md))",
+        ("; ".join(_failures(run, clipped)) or "-") + f" ([report]({place}/report.md))",
     ]
+
+
+def _subject(run: Run) -> str:
+    """Task, model and steps."""
+    settings = run.settings
+    parts = [by_name.TITLES[settings["task"]], by_name.name_of(settings["init"])]
+    if "scaled" in settings:
+        parts.append(t5_scales.named(settings["scaled"], settings["scale"]))
+    return f"{', '.join(parts)}; {settings['steps']:,} steps"
+
+
+def _failures(run: Run, clipped: Sequence[float]) -> Iterator[str]:
+    """Where clipped SGD is not below SGD."""
+    if worse := sum(x >= 0 for x in clipped):
+        yield f"clipped SGD is not lower on {worse} of {len(clipped)} seeds"
+    if not run.rules.apart:
+        yield "rates were chosen on a seed that is in the mean"
+    elif clipped and worse < len(clipped) and not bootstrap(clipped).is_below_zero:
+        yield "Student's 95 % interval of clipped SGD includes 0"
 
 
 def _finetuning(folder: Path) -> list[list[str]]:
@@ -181,15 +217,20 @@ def _finetuning(folder: Path) -> list[list[str]]:
 
 def _heterogeneity(runs: Sequence[dict[str, Any]]) -> list[str]:
     gaps = {name(run): gap(run) for run in runs}
-    failing = ", ".join(who for who, found in gaps.items() if found <= 0) or "-"
+    failing = [who for who, found in gaps.items() if found <= 0]
+    chosen = sum(not Rules.of(run["settings"]).apart for run in runs)
+    if chosen:
+        failing.append(
+            f"rates were chosen on a seed that is in the mean ({chosen} runs)"
+        )
     seeds = max(len(one["losses"]) for run in runs for one in run["optimizers"])
     return [
         "sign SGD ends below SGD (the second paper's)",
         f"on {sum(found > 0 for found in gaps.values())} of {len(gaps)} tasks and "
-        f"models, by {min(gaps.values()):.3f} to {max(gaps.values()):.3f}; the "
-        f"interval over the seeds is above 0 on {sum(map(clear, runs))}",
+        f"models, by {min(gaps.values()):.3f} to {max(gaps.values()):.3f}; "
+        f"Student's 95 % interval is above 0 on {sum(map(clear, runs))}",
         f"up to {seeds} seeds each",
-        f"{failing} ([verdict]({_RESULTS}/heterogeneity/verdict.md))",
+        f"{'; '.join(failing) or '-'} ([verdict]({_RESULTS}/heterogeneity/verdict.md))",
     ]
 
 

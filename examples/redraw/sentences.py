@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.heterogeneity.claims import clear, gap
+from examples.heterogeneity.report import share_of_epoch
 from examples.lab import paper, run_folder
 from examples.lab.optimizers import label
 from examples.lab.statistics import bootstrap
@@ -12,6 +13,7 @@ from examples.lab.tables import Table
 from examples.lab.winners import Run
 from examples.sharpness import step_curvature
 from examples.sharpness.claims import (
+    FALLS,
     between_trajectories,
     changes,
     counted,
@@ -59,7 +61,8 @@ def first_paper(root: Path) -> str:
             f"- **Holds**, in every cell of all {len(runs)} runs: {'; '.join(always)}.",
             f"- **Holds in part**: {'; '.join(partly)}.",
             "- **How far the loss falls along a direction**: clipping lets it fall "
-            f"farther for {', '.join(lines)} cells, at one batch each.",
+            f"farther for {', '.join(lines)} cells where the held-out loss falls "
+            f"by {FALLS:g} nats along either, at one batch each.",
             *_distances(runs),
             "- **Fails here**: that sharpness is stable along a run (SGD's largest is "
             f"{min(spread):.0f} to {max(spread):.0f} times its smallest).",
@@ -140,11 +143,18 @@ def second_paper(root: Path) -> str:
     certain = sum(map(clear, transformers))
     return (
         f"- **Holds in part**: sign descent ended below SGD on {below} of the "
-        f"{len(transformers)} transformers; on {certain} of them the 95 % interval of "
-        "the difference, seed by seed, is above 0 (at most five seeds, whose bootstrap "
-        "interval is too narrow; some runs from scratch never left the level of "
+        f"{len(transformers)} transformers; on {certain} of them all of Student's 95 % "
+        "interval of the difference, seed by seed, is above 0 (at most five seeds; the "
+        "better of two kinds of each, at rates chosen on one of these seeds; "
+        f"{_seen(transformers)}; some runs from scratch never left the level of "
         "chance)."
     )
+
+
+def _seen(runs: Sequence[Mapping[str, Any]]) -> str:
+    """How much of an epoch the runs have trained on."""
+    shares = [share_of_epoch(run["settings"]) for run in runs]
+    return f"trained on {min(shares):.1%} to {max(shares):.0%} of an epoch"
 
 
 def curvature_of_steps(root: Path) -> str:

@@ -45,6 +45,12 @@ KINDS: Mapping[str, Mapping[str, str]] = {
     "a small language model from scratch": {"task": "causal_lm", "init": "scratch"},
     "SmolLM2": {"task": "causal_lm", "init": "smollm2"},
     "T5": {"task": "translation"},
+    "masked words": {"task": "masked_lm"},
+}
+_TASKS = {
+    "causal_lm": "language model",
+    "translation": "translation",
+    "masked_lm": "masked words",
 }
 _SHORT = {"smollm2": "SmolLM2-135M"}
 _SGD: Key = ("sgd", DEFAULT)
@@ -84,9 +90,15 @@ class Column(Run):
     @property
     def title(self) -> str:
         model = by_name.name_of(self.settings["init"])
-        language = self.settings["task"] == "causal_lm"
-        kind = "language model" if language else "translation"
-        return f"{kind}, {_SHORT.get(model, model)}"
+        return f"{_TASKS[self.settings['task']]}, {_SHORT.get(model, model)}"
+
+    @property
+    def sizes(self) -> str:
+        """How long it trains, and on how many rows it reports."""
+        return (
+            f"{self.settings['steps']} steps of {self.settings['batch_size']}, "
+            f"{self.settings['test_rows']} test rows"
+        )
 
     def minus(self, key: Key, other: Key) -> Interval | None:
         """The difference of two optimizers on the same batches, if both are there."""
@@ -112,7 +124,7 @@ def page(root: Path) -> str:
         "## Head to head",
         "The first minus the second, seed by seed on the same batches, in the columns "
         "of the table above; below zero the first is better. It is lower, or higher, "
-        "where the interval leaves zero out.",
+        "where all of Student's 95 % interval of the seeds is.",
         _head_to_head(found).markdown(),
         "## How much larger the learning rate becomes",
         "The chosen learning rate divided by that of SGD, or of Nesterov SGD, in "
@@ -136,9 +148,11 @@ def _introduction(columns: Sequence[Column]) -> str:
         "Test loss minus SGD's, each optimizer at its own best learning rate; below "
         f"zero is better than SGD. Every cell is the mean over {_words(seeds)} seeds "
         "of the difference on the same batches, with its 95 % bootstrap interval, "
-        "which of so few seeds is about their range and too narrow. SGD's own cell is "
-        "its loss, lowest to highest seed. The lowest mean of a column is bold. State "
-        "is what the optimizer keeps, in copies of the parameters."
+        "which of so few seeds is about their range and too narrow; the column *than "
+        "SGD* counts the tasks where all of Student's interval is below zero, or above "
+        "it. SGD's own cell is its loss, lowest to highest seed. The lowest mean of a "
+        "column is bold. State is what the optimizer keeps, in copies of the "
+        "parameters."
     )
 
 
@@ -159,7 +173,9 @@ def _losses(columns: Sequence[Column]) -> Table:
         ]
         against = _verdict(columns, key, _SGD) if key != _SGD else "-"
         rows.append([label(*key), *cells, against, _state(columns, key)])
-    heads = [f"[{c.title}]({_UP}/{c.folder.name}/report.md)" for c in columns]
+    heads = [
+        f"[{c.title}]({_UP}/{c.folder.name}/report.md): {c.sizes}" for c in columns
+    ]
     return Table("", ["optimizer", *heads, "than SGD", "state"], rows)
 
 
@@ -245,8 +261,8 @@ def _head_to_head(columns: Sequence[Column]) -> Table:
 def _verdict(columns: Sequence[Column], key: Key, other: Key) -> str:
     """On how many tasks an optimizer is lower, higher, or neither for sure."""
     found = [one for column in columns if (one := column.minus(key, other))]
-    lower = sum(one.high < 0 for one in found)
-    higher = sum(one.low > 0 for one in found)
+    lower = sum(one.is_below_zero for one in found)
+    higher = sum(one.is_above_zero for one in found)
     unsure = len(found) - lower - higher
     counts = ((lower, "lower"), (unsure, "either"), (higher, "higher"))
     return ", ".join(f"{word} {n} of {len(found)}" for n, word in counts if n)
@@ -266,11 +282,11 @@ def _best_fractions(columns: Sequence[Column]) -> str:
     if not best:
         return "**The best fraction for clipped SGD** is not known yet."
     listed = "; ".join(f"{100 * f:g} % ({title})" for title, f in best.items())
-    agreed = "all three agree"
+    agreed = "they agree"
     if len(set(best.values())) > 1:
         agreed = "they do not agree"
     elif len(best) < len(KINDS):
-        agreed = f"only {len(best)} of the three tasks are there"
+        agreed = f"only {len(best)} of the {len(KINDS)} tasks are there"
     return (
         f"**The best fraction for clipped SGD**: {listed}; {agreed}. The default is "
         f"{100 * DEFAULT:g} %."

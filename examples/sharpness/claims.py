@@ -34,7 +34,8 @@ def experiment(run: Summary) -> str:
     """Task and trajectory, which runs with several seeds have in common."""
     settings = run["settings"]
     trajectory = f"{label(settings['trajectory'], 0)}'s trajectory"
-    return f"{by_name.TITLES[settings['task']]}, {trajectory}"
+    model = by_name.name_of(settings["init"])
+    return f"{by_name.TITLES[settings['task']]}, {model}, {trajectory}"
 
 
 def holding(cell: Mapping[str, Any]) -> list[tuple[bool, list[bool]]]:
@@ -119,8 +120,8 @@ def counted(runs: Sequence[Summary]) -> list[tuple[str, str, int, int]]:
         chosen = [run for run in runs if where(run)]
         every = [cell["directions"] for run in chosen for cell in _cells(run)]
         if every:
-            held = sum(count(directions) for directions in every)
-            found.append((text, theirs, held, len(every)))
+            held = [h for h in map(count, every) if h is not None]
+            found.append((text, theirs, sum(held), len(held)))
     return found
 
 
@@ -221,13 +222,23 @@ def _clipping_flattens(directions: Directions) -> bool:
     return all(slopes[f"clipped_{name}"] > slopes[name] for name in _CLIPPED)
 
 
-def _farther(name: str) -> Callable[[Directions], bool]:
-    return lambda d: d[f"clipped_{name}"]["decrease"] > d[name]["decrease"]
+FALLS = 1e-5  # nats: less than that is rounding
+
+
+def _farther(name: str) -> Callable[[Directions], bool | None]:
+    """None where the loss falls along neither direction."""
+
+    def farther(directions: Directions) -> bool | None:
+        names = f"clipped_{name}", name
+        clipped, plain = (directions[one]["decrease"] for one in names)
+        return None if max(clipped, plain) < FALLS else clipped > plain
+
+    return farther
 
 
 # Claim, the runs it is about, when it holds of a cell, what the paper has.
 _COUNTED: Sequence[
-    tuple[str, Callable[[Summary], bool], Callable[[Directions], bool], str]
+    tuple[str, Callable[[Summary], bool], Callable[[Directions], bool | None], str]
 ] = (
     (
         "Adafactor is below Adam (almost always)",

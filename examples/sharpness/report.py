@@ -137,7 +137,7 @@ def introduction(summary: Summary) -> str:
         else ""
     )
     return (
-        f"From `{settings['init']}`; "
+        f"From `{settings['init']}`, dataset `{_data(settings)}`; "
         f"learning rate {settings['learning_rate']:g} ({_rate_from(settings)}), "
         f"{settings['batches_per_epoch']} batches of {settings['batch_size']} an "
         f"epoch, seed {settings['seed']}, measured on {settings['test_size']} fixed "
@@ -145,10 +145,21 @@ def introduction(summary: Summary) -> str:
     )
 
 
+_EXAMPLES = Path(__file__).parents[1]
+
+
+def _data(settings: Mapping[str, Any]) -> str:
+    return by_name.data_of(settings["task"], settings.get("dataset", "en_fr"))
+
+
 def _rate_from(settings: Mapping[str, Any]) -> str:
     """Where the learning rate is from; runs of before took those of translation."""
     if source := settings.get("rate_from"):
-        return source
+        swept = _EXAMPLES / source
+        if not (swept / "settings.json").is_file():
+            return source
+        batch = run_folder.read_settings(swept)["settings"]["batch_size"]
+        return f"{source}, swept with batches of {batch}"
     elsewhere = settings["task"] != "translation"
     return "swept on translation" + (", not on this task" if elsewhere else "")
 

@@ -86,14 +86,16 @@ def table(summary: Summary) -> Table:
     )
 
 
-def by_direction(runs: Sequence[Summary]) -> dict[str, list[float]]:
-    """The ratios at half a Newton step in every cell that has one."""
+def by_direction(
+    runs: Sequence[Summary], distance: float = HALF
+) -> dict[str, list[float]]:
+    """The ratios at a distance, in Newton steps, in every cell that has one."""
     found = {
         name: [
             ratio
             for run in runs
             for cell in run["epochs"].values()
-            if (ratio := at(cell["directions"][name].get("step_curvature"), HALF))
+            if (ratio := at(cell["directions"][name].get("step_curvature"), distance))
         ]
         for name in (*PAPER, *LONG_VERSION)
     }
@@ -119,7 +121,7 @@ def agreement(runs: Sequence[Summary]) -> list[list[str]]:
 
 
 def said(runs: Sequence[Summary]) -> str:
-    """The same in a sentence: all directions together, then the exceptions."""
+    """The same in sentences: all directions together, then the exceptions."""
     found = by_direction(runs)
     every = [ratio for own in found.values() for ratio in own]
     exceptions = [
@@ -127,12 +129,27 @@ def said(runs: Sequence[Summary]) -> str:
         for name, own in found.items()
         if agreeing(own) < len(own)
     ]
-    text = (
-        "over half a Newton step the mean curvature was within a factor of "
-        f"{AGREES} of that at the point in {agreeing(every)} of {len(every)} cells of "
-        f"{len(found)} directions, in all {min(every):.2g} to {max(every):.2g} of it"
+    cells = sum(len(run["epochs"]) * len(run["settings"]["fractions"]) for run in runs)
+    elsewhere = [
+        f"{agreeing(own)} of {len(own)} over {'1/8 of one' if t < 1 else 'a whole one'}"
+        for t in SHOWN
+        if t != HALF and (own := _together(runs, t))
+    ]
+    return (
+        f"over half a Newton step the mean curvature was within a factor of {AGREES} "
+        f"of that at the point in {agreeing(every)} of {len(every)} cells, in all "
+        f"{min(every):.2g} to {max(every):.2g} of it"
+        + (f", not always for {', '.join(exceptions)}" if exceptions else "")
+        + "".join(f"; {count}" for count in elsewhere)
+        + f". In {cells - len(every)} of the {cells} cells (an epoch and a direction, "
+        "one batch) there is no such step, because the held-out loss does not fall "
+        "along the direction or bends down: a parabola explains nothing there."
     )
-    return f"{text}; not always: {', '.join(exceptions)}." if exceptions else f"{text}."
+
+
+def _together(runs: Sequence[Summary], distance: float) -> list[float]:
+    """The ratios of all directions."""
+    return [ratio for own in by_direction(runs, distance).values() for ratio in own]
 
 
 def draw(summary: Summary, figure: Figure) -> None:

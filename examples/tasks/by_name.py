@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from examples.models import scratch_llama
+from examples.models import pretrained_llama, scratch_llama
 from examples.models.pretrained_llama import is_llama
 from examples.tasks.language import load_causal_lm, load_masked_lm
 from examples.tasks.llama import load_llama
@@ -39,6 +39,11 @@ TITLES = {
 }
 
 
+def data_of(task: str, dataset: str) -> str:
+    """What the dataset that settings record is called, for a title."""
+    return "reviews" if task != "translation" and dataset in _PAIRS else dataset
+
+
 def name_of(init: str) -> str:
     """The model that is loaded from there, for a title."""
     return "from scratch" if init == scratch_llama.NAME else Path(init).name
@@ -57,16 +62,20 @@ class Choice:
     """Committed pairs of games or of LibreOffice's help (all, or what no pretraining
     translated, which is the default), or the paper's from the Hugging Face hub. For a
     Llama: Python's standard library or that help in one language, instead of
-    reviews."""
+    reviews; for SmolLM2 the help in French is the default."""
     pairs: Path | None = None
     """A file of English<TAB>French lines, instead of the dataset."""
     documents: Path | None = None
     """For the language models: a file with a text on each line, instead of reviews."""
 
     def data(self) -> Dataset:
-        """The dataset by name; language models without one have reviews."""
+        """The dataset by name; "en_fr" for the reviews that language models have."""
+        if self.dataset:
+            return self.dataset
+        if self.init == pretrained_llama.NAME and not self.documents:
+            return "help_french"
         own = self.task == "translation" and not self.pairs
-        return self.dataset or ("libreoffice_untranslated" if own else "en_fr")
+        return "libreoffice_untranslated" if own else "en_fr"
 
     def checkpoint(self) -> str:
         """What the model is loaded from."""
@@ -94,8 +103,8 @@ def load(
     """
     translating = choice.task == "translation"
     llama = choice.task == "causal_lm" and _is_llama(choice.checkpoint())
-    if choice.init == scratch_llama.NAME and not llama:
-        raise ValueError("--init scratch is for --task causal_lm.")
+    if choice.init in (scratch_llama.NAME, pretrained_llama.NAME) and not llama:
+        raise ValueError(f"--init {choice.init} is for --task causal_lm.")
     if choice.documents and translating:
         raise ValueError("--documents is for language models; translation has --pairs.")
     if not translating and (choice.pairs or choice.dataset in _PAIRS):
@@ -119,7 +128,7 @@ def load(
         held_out=held_out,
     )
     if llama:
-        dataset = choice.dataset or "reviews"
+        dataset = data_of(choice.task, choice.data())
         return load_llama(dataclasses.replace(settings, dataset=dataset))
     loaders = {
         "translation": load_translation,

@@ -225,7 +225,9 @@ def test_a_bootstrap_interval_covers_as_often_as_it_says():
     assert 0.90 < covered < 0.98
     one = bootstrap([1.0, 2.0, 4.0])
     assert (one.low, one.high) == (1.0, 4.0)
-    assert one.excludes_zero
+    assert not one.is_above_zero  # by Student's, which is 2.33 - 3.80 to 2.33 + 3.80
+    assert bootstrap([1.0, 1.1, 1.2]).is_above_zero
+    assert bootstrap([-1.0, -1.1, -1.2]).is_below_zero
     assert bootstrap([1.0, 2.0, 4.0]) == one
 
 

@@ -28,7 +28,14 @@ def add_run(root, folder, losses, *, of="convergence", **settings):
             lines.append(known | {"learning_rate": rate} | line)
     path = root / "examples/results" / of / folder
     path.mkdir(parents=True)
-    content = {"selection_seed": 1000, "seeds": 3, "fraction": 0.05} | settings
+    sizes = {"steps": 100, "batch_size": 16, "test_rows": 64}
+    content = {
+        "selection_seed": 1000,
+        "seeds": 3,
+        "fraction": 0.05,
+        **sizes,
+        **settings,
+    }
     text = json.dumps({"settings": content, "sessions": []})
     (path / "settings.json").write_text(text)
     (path / "runs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
