@@ -93,7 +93,7 @@ def test_a_change_is_told_seed_by_seed_and_what_is_missing_is_counted(tmp_path):
     ]
     folder = tmp_path / "examples/results/factors"
     folder.mkdir(parents=True)
-    content = {"settings": {"init": "t5"}, "sessions": []}
+    content = {"settings": {"init": "t5", "seeds": 3}, "sessions": []}
     (folder / "settings.json").write_text(json.dumps(content))
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "variants.jsonl").write_text(text)
@@ -101,7 +101,7 @@ def test_a_change_is_told_seed_by_seed_and_what_is_missing_is_counted(tmp_path):
     assert "**Clearly less is left**: scale of weights (values x 4.0) 0.50." in said
     assert "**No clear change**: batch size (batch size 16) 1.00." in said
     changes = sum(map(len, variants.FACTORS.values())) - 1
-    assert f"2 comparisons, seed by seed; {changes - 2} are missing" in said
+    assert f"2 comparisons, seed by seed; {changes - 2} have not ended" in said
 
 
 def test_more_test_pairs_than_there_are_is_refused(tmp_path):

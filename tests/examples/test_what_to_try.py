@@ -105,13 +105,14 @@ def test_failures_and_comparisons_are_counted(root):
 @pytest.mark.parametrize(
     ("best", "said"),
     [
-        ((0.2, 0.2, 0.2), "all three agree"),
+        ((0.2, 0.2, 0.2, 0.2), "they agree"),
         ((0.2, 0.5, 0.2), "they do not agree"),
-        ((0.2, 0.2), "only 2 of the three tasks are there"),
+        ((0.2, 0.2), "only 2 of the 4 tasks are there"),
     ],
 )
-def test_a_default_changes_only_if_three_tasks_agree(tmp_path, best, said):
-    kinds = (("causal_lm", "scratch"), ("causal_lm", "smollm2"), ("translation", "t5"))
+def test_a_default_changes_only_if_all_tasks_agree(tmp_path, best, said):
+    kinds = [("causal_lm", "scratch"), ("causal_lm", "smollm2")]
+    kinds += [("translation", "t5"), ("masked_lm", "bert")]
     for fraction, (task, init) in zip(best, kinds, strict=False):
         losses = {("clipped_sgd", f): [3.0 + abs(f - fraction)] * 3 for f in (0.2, 0.5)}
         add_run(tmp_path, init, losses | {SGD: [4.0] * 3}, task=task, init=init)
