@@ -166,6 +166,14 @@ def _adams(run: Run) -> list[float]:
     return next((run.minus_sgd(key) for key in run.best if key[0] == "adam"), [])
 
 
+def _of_sgds_fall(run: Run) -> str:
+    """Adam's lead over how far SGD itself has come."""
+    if run.start is None:
+        return "-"
+    fall = run.start - mean(run.sgd, run.rules.reported)
+    return f"{_lead(run) / fall:.2g}" if fall > 0 else "-"
+
+
 def _of_the_lead(run: Run, key: Key) -> str:
     """How much of Adam's lead another one has, where there is one."""
     found = run.covered(key)
@@ -204,7 +212,7 @@ def _losses(what: Setting, runs: Sequence[Run], keys: Sequence[Key]) -> tables.T
             *(str(bootstrap(own)) if own else "-" for own in found),
         ]
 
-    header = ["SGD's loss", *(label(*key) for key in keys)]
+    header = ["SGD's loss", *map(_label, keys)]
     return _rows("Test loss minus SGD's", what, header, runs, cells)
 
 
@@ -212,10 +220,20 @@ def _leads(what: Setting, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Ta
     others = [key for key in keys if key[0] != "adam"]
 
     def cells(run: Run) -> list[str]:
-        return [f"{_lead(run):.3f}", *(_of_the_lead(run, key) for key in others)]
+        return [
+            "-" if run.start is None else f"{run.start:.3f}",
+            f"{_lead(run):.3f}",
+            _of_sgds_fall(run),
+            *(_of_the_lead(run, key) for key in others),
+        ]
 
-    header = ["Adam's lead", *(label(*key) for key in others)]
-    return _rows("Of Adam's lead over SGD, in the mean", what, header, runs, cells)
+    header = ["loss before", "Adam's lead", "lead / SGD's fall"]
+    title = "Adam's lead over SGD, and what others have of it, in the mean"
+    return _rows(title, what, [*header, *map(_label, others)], runs, cells)
+
+
+def _label(key: Key) -> str:
+    return label(*key)
 
 
 def _rates(what: Setting, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
@@ -223,13 +241,18 @@ def _rates(what: Setting, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Ta
         found = [run.sgd, *(run.best.get(key) for key in keys)]
         return [f"{own[0]['learning_rate']:g}" if own else "-" for own in found]
 
-    header = ["SGD", *(label(*key) for key in keys)]
+    header = ["SGD", *map(_label, keys)]
     return _rows("The learning rates that were chosen", what, header, runs, cells)
 
 
 def said(what: Setting, runs: Sequence[Run]) -> str:
     """The same in a sentence, for a page of the documentation."""
-    leads = ", ".join(f"{_lead(run):.3f} ({what.value(run.settings)})" for run in runs)
+    leads = ", ".join(
+        f"{bootstrap([-x for x in _adams(run)])} ({what.value(run.settings)})"
+        for run in runs
+        if _adams(run)
+    )
+    falls = ", ".join(map(_of_sgds_fall, runs))
     parts = [
         f"{label(*key)} covers "
         f"{', '.join(_of_the_lead(run, key) for run in runs)} of it"
@@ -238,7 +261,9 @@ def said(what: Setting, runs: Sequence[Run]) -> str:
     ]
     return (
         f"Adam's lead over SGD after {runs[0].settings['steps']} steps, in nats "
-        f"({what.unit}): {leads}; {', '.join(parts)}."
+        f"({what.unit}, in square ones 95 % bootstrap over "
+        f"{runs[0].rules.seeds} seeds): {leads}; over SGD's own fall: {falls}; "
+        f"{', '.join(parts)}."
     )
 
 

@@ -98,6 +98,12 @@ class Run(NamedTuple):
         """The reported trainings of SGD, if there are any."""
         return of(self.best, "sgd")
 
+    @property
+    def start(self) -> float | None:
+        """The reported loss of what every training begins with, if it is known."""
+        path = self.folder / "before.jsonl"
+        return files.read_lines(path)[0][self.rules.reported] if path.exists() else None
+
     def minus_sgd(self, key: tuple[str, float]) -> list[float]:
         """The reported losses of an optimizer minus SGD's, seed by seed."""
         return differences(self.best.get(key, []), self.sgd, self.rules.reported)

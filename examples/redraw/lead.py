@@ -1,7 +1,8 @@
 """How much of Adam's lead over SGD other optimizers cover, on every task, in a figure.
 
 0 is SGD's loss on held-out rows, 1 is Adam's, each at its own best learning rate, which
-other held-out rows chose: the runs of `examples.redraw.what_to_try`, and the main job.
+other held-out rows chose: the runs of the convergence that kept the rules, longer ones,
+those with other batches and weights of another scale, and the main job.
 """
 
 import functools
@@ -17,14 +18,18 @@ from examples.finetune_t5 import report as finetune_t5
 from examples.lab import looks, tables
 from examples.lab.optimizers import label
 from examples.lab.winners import Covered
+from examples.models import t5_scales
 from examples.redraw import what_to_try
 
 NAME = "adams_lead.png"
-COMPARED = (
-    ("norm_clipped_sgd", what_to_try.DEFAULT),
-    ("clipped_sgd", what_to_try.DEFAULT),
-    ("sign_sgd", what_to_try.DEFAULT),
-)
+FOLDERS = "convergence", "long_training", "batch_size", "scale_of_weights"
+# What is drawn, and with which marker.
+COMPARED = {
+    ("norm_clipped_sgd", what_to_try.DEFAULT): "o",
+    ("clipped_sgd", what_to_try.DEFAULT): "o",
+    ("clipped_sgd", 0.2): "s",
+    ("sign_sgd", what_to_try.DEFAULT): "o",
+}
 _SEEN = (-0.6, 1.4)  # of Adam's lead; what lies outside is drawn at the edge
 
 
@@ -41,7 +46,7 @@ def draw(results: Path) -> list[Path]:
     found = list(tasks(results))
     if not found:
         return []
-    size = 7.2, 1.4 + 0.55 * len(found)
+    size = 7.2, 1.4 + 0.6 * len(found)
     path = looks.draw(results / NAME, functools.partial(_paint, found), size)
     return [path]
 
@@ -49,8 +54,9 @@ def draw(results: Path) -> list[Path]:
 def tasks(results: Path) -> Iterator[Task]:
     """Those where Adam has a lead: it is the unit."""
     found = [
-        (column.title, {key: column.covered(key) for key in column.best})
-        for column in what_to_try.columns(results)
+        (_title(column), {key: column.covered(key) for key in column.best})
+        for name in FOLDERS
+        for column in what_to_try.columns(results / name)
     ]
     if (results / "finetune_t5" / "seeds.jsonl").is_file():
         summary = finetune_t5.read(results / "finetune_t5")
@@ -59,8 +65,19 @@ def tasks(results: Path) -> Iterator[Task]:
         found.append(("main job: translation, T5", by_key))
     for title, shares in found:
         known = {key: share for key, share in shares.items() if share}
-        if adam := known.get(("adam", what_to_try.DEFAULT)):
+        adam = known.get(("adam", what_to_try.DEFAULT))
+        if adam and known.keys() & COMPARED.keys():
             yield Task(title, adam.lead, known)
+
+
+def _title(column: what_to_try.Column) -> str:
+    """The task, the model and what is special about the run."""
+    settings = column.settings
+    sizes = f"{settings['steps']:,} steps of {settings['batch_size']}"
+    if "scaled" not in settings:
+        return f"{column.title}; {sizes}"
+    scaled = t5_scales.named(settings["scaled"], settings["scale"])
+    return f"{column.title}, {scaled}; {sizes}"
 
 
 def figure(root: Path) -> str:
@@ -78,24 +95,29 @@ def caption(results: Path) -> str:
         if (own := task.covered.get(key))
     ]
     return (
-        "How much of Adam's lead over SGD in held-out loss others cover; large: mean, "
-        f"small: one seed. {label(*key)}: {', '.join(said)}."
+        "How much of Adam's lead over SGD in held-out loss others cover, in how many "
+        "steps of so many examples; large: mean, small: the way of one seed over the "
+        "mean lead; what lies outside is drawn at the edge. "
+        f"{label(*key)}: {', '.join(said)}."
     )
 
 
 def _paint(found: Sequence[Task], canvas: Figure) -> None:
     axes = canvas.subplots()
     for row, task in enumerate(reversed(found)):
-        for place, key in enumerate(COMPARED):
+        for place, (key, marker) in enumerate(COMPARED.items()):
             if not (own := task.covered.get(key)):
                 continue
             seeds = own.of_mean_lead
-            height = row + 0.22 * (1 - place)
-            marks = looks.dots(key[0])
+            height = row + 0.18 * (1.5 - place)
+            marks = looks.dots(key[0]) | {"marker": marker}
             axes.plot(np.clip(seeds, *_SEEN), [height] * len(seeds), **marks)
             marks |= {"markersize": 9, "label": label(*key)}
             axes.plot(np.clip([own.mean], *_SEEN), [height], **marks)
-    names = [f"{task.title}\n(lead {task.lead:.3f} nats)" for task in reversed(found)]
+    names = [
+        f"{task.title.replace('; ', chr(10))}; lead {task.lead:.3f}"
+        for task in reversed(found)
+    ]
     axes.set_yticks(range(len(found)), names)
     for place, name in ((0, "SGD"), (1, "Adam")):
         axes.axvline(place, color="0.6", linewidth=0.8, zorder=0)

@@ -113,7 +113,7 @@ class Column(Run):
 
 def page(root: Path) -> str:
     """Everything between the comments of the page."""
-    found = columns(root / _RESULTS)
+    found = columns(root / _RESULTS / "convergence")
     if not found:
         return "No run has kept the rules yet."
     parts = [
@@ -136,9 +136,9 @@ def page(root: Path) -> str:
     return "\n\n".join(parts)
 
 
-def columns(results: Path) -> list[Column]:
-    """The runs below a folder of results that kept the rules, and have SGD's."""
-    found = Column.below(results / "convergence")
+def columns(folder: Path) -> list[Column]:
+    """The runs below a folder that kept the rules, and have SGD's."""
+    found = Column.below(folder)
     return [column for column in found if column.rules.apart and column.sgd]
 
 

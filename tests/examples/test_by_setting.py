@@ -20,6 +20,8 @@ SAME = {
 def folder(tmp_path):
     sixteen = {SGD: [4.0, 5.0, 6.0], ADAM: [2.0, 3.0, 4.0], CLIPPED: [3.0, 3.5, 5.5]}
     add_run(tmp_path, "sixteen", sixteen, batch_size=16, **SAME)
+    before = tmp_path / "examples/results/convergence/sixteen/before.jsonl"
+    before.write_text('{"test_loss": 6.0}\n')
     one = {SGD: [4.0, 5.0, 6.0], ADAM: [4.5, 5.5, 6.5], CLIPPED: [4.0, 4.0, 4.0]}
     add_run(tmp_path, "one", one, of="batch_size", batch_size=1, **SAME)
     add_run(tmp_path, "longer", one, batch_size=4, **SAME | {"steps": 200})
@@ -33,16 +35,19 @@ def test_the_run_that_differs_in_its_batch_alone_is_compared(folder):
 def test_differences_are_seed_by_seed_and_shares_those_of_the_mean(folder):
     report, figure = by_setting.main(folder)
     assert figure.is_file()
-    differences, shares = report.read_text().split("## Of Adam's lead")
+    differences, shares = report.read_text().split("## Adam's lead")
     assert cells(differences, "16") == [
         "5.000",
         "-2.000 [-2.000, -2.000]",
         "-1.000 [-1.500, -0.500]",
     ]
-    assert cells(shares, "16") == ["2.000", "50%"]
-    assert cells(shares, "1") == ["0.000", "-"]  # Adam does not lead there
+    assert cells(shares, "16") == ["6.000", "2.000", "2", "50%"]
+    assert cells(shares, "1") == ["-", "0.000", "-", "-"]  # Adam does not lead there
     what = by_setting.DIFFERING["batch_size"]
-    assert "2.000 (16)" in by_setting.said(what, by_setting.read(folder))
+    assert (
+        "+2.000 [+2.000, +2.000] (16); over SGD's own fall: -, 2;"
+        in by_setting.said(what, by_setting.read(folder))
+    )
 
 
 def test_the_run_as_it_is_comes_before_those_with_other_weights(tmp_path):
@@ -53,9 +58,9 @@ def test_the_run_as_it_is_comes_before_those_with_other_weights(tmp_path):
     of = "scale_of_weights"
     add_run(tmp_path, "a", losses | {SGD: [2.5, 3.5, 4.5]}, of=of, **same, **values)
     report, _ = by_setting.main(tmp_path / "examples/results" / of)
-    shares = report.read_text().split("## Of Adam's lead")[1]
-    assert cells(shares, "as it is") == ["2.000"]
-    assert cells(shares, "values x 4") == ["0.500"]
+    shares = report.read_text().split("## Adam's lead")[1]
+    assert cells(shares, "as it is") == ["-", "2.000", "-"]
+    assert cells(shares, "values x 4") == ["-", "0.500", "-"]
 
 
 def test_a_run_of_other_settings_in_the_folder_is_refused(folder):
