@@ -102,6 +102,7 @@ def check(path: Path, file: File, otherwise: str) -> None:
 def _download(file: File, folder: Path, path: Path) -> Path:
     command = [sys.executable, "-m", "pip", *file.by_hand.split()[1:]]
     options = ["--only-binary", ":all:", "--disable-pip-version-check"]
+    options += ["--retries", "1", "--timeout", "15"]  # its complaints come at the end
     done = subprocess.run(
         [*command, *options, "--dest", str(folder)],
         stdout=2,  # the bar is no result of the program

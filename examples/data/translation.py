@@ -48,7 +48,7 @@ class Parts(NamedTuple):
     """LibreOffice's help by what is done with it; every page is in one part only."""
 
     translated: list[Pair]  # for a pretraining that is to learn translation
-    untranslated: list[Pair]  # for a fine-tuning on pairs that are new to it
+    untranslated: list[Pair]  # for a fine-tuning on pairs that it was not taught
     valid: list[Pair]
 
 

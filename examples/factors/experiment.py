@@ -1,8 +1,8 @@
 """When does clipping lower SGD's sharpness much? `python -m examples.factors`.
 
 One factor at a time is changed of one small experiment: SGD drives a T5 that translates
-for some updates, on pairs that are new to it, and the sharpness of SGD's direction is
-compared with that of SGD with clipped coordinates. A seed of a variant is a line of
+for some updates, on pairs that it was not taught, and the sharpness of SGD's direction
+is compared with that of SGD with clipped coordinates. A seed of a variant is a line of
 variants.jsonl in the run folder, --resume repeats none of them, and the table goes to
 factors.md.
 """

@@ -1,6 +1,7 @@
 """Fine-tunes a T5 on English-French: `python -m examples.finetune_t5` (the main job).
 
-One checkpoint that translates, thousands of pairs that are new to it, each seen once,
+One checkpoint that translates, thousands of pairs that it was not taught to translate
+(it has read both sides, apart), each seen once,
 and on the same batches SGD, SGD with the norm of its gradient clipped, SGD with 5 % of
 its coordinates clipped, and Adam, each at the rate that `examples.finetune_t5.sweep`
 chose by other held-out pairs. Along SGD's trajectory the paper's seven optimizers make

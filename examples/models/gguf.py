@@ -67,7 +67,11 @@ def open_file(path: Path) -> File:
     try:
         return File(path, gguf.GGUFReader(path))
     except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise ValueError(f"{path}: expected a whole GGUF file ({error}).") from error
+        raise ValueError(
+            f"{path}: expected a whole GGUF file with quantisations that the gguf "
+            f"library knows ({error}): fetch it again, update gguf, or use a file in "
+            "F16 or Q8_0."
+        ) from error
 
 
 def load(
@@ -119,6 +123,11 @@ def read_config(file: File) -> LlamaConfig:
     if "token_embd.weight" not in shapes:
         raise ValueError(f"{file.path}: missing tensors: token_embd.weight.")
     width, heads = get("embedding_length"), get("attention.head_count")
+    if not (isinstance(width, int) and isinstance(heads, int) and heads > 0):
+        raise ValueError(
+            f"{file.path}: expected one width and one number of heads for all layers, "
+            f"got {width!r} and {heads!r}."
+        )
     head_dim = get("attention.key_length", width // heads)
     for name, expected in (
         ("rope.scaling.type", "none"),

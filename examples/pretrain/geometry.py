@@ -25,6 +25,7 @@ from examples.lab.files import write_json
 from examples.models import huggingface, t5
 from examples.models.t5_scales import kind
 from examples.pretrain import shrinking
+from examples.tasks.translation import vocabulary_of
 from optax_clip import diagnostics
 
 # google/t5-v1_1-small as published, against the initialisation of Mesh TensorFlow: from
@@ -54,8 +55,9 @@ def main(folder: Path, pairs: int = 48, moments: int = 2, seed: int = 0) -> None
         seed: of the batches.
     """
     with command_line.refusals("pretrain.geometry"):
-        loaded = huggingface.load(folder)
-    write(folder, measure(*loaded, pairs, moments, seed))
+        config, graphdef, params = huggingface.load(folder)
+        words, _ = vocabulary_of(folder, config.vocab_size)
+    write(folder, measure(config, graphdef, params, pairs, moments, seed, words))
     print(f"{folder / 'geometry.json'}: growth of weights, curvature along SGD")
 
 
@@ -66,10 +68,11 @@ def measure(
     pairs: int = 48,
     moments: int = 2,
     seed: int = 0,
+    words: vocabulary.Vocabulary | None = None,
 ) -> dict[str, Any]:
-    """What geometry.json holds."""
+    """What geometry.json holds; without words they are the committed ones."""
     part = translation.libreoffice_parts().untranslated
-    rows = translation.tokenise(part, vocabulary.load(), _MAX_LENGTH).arrays
+    rows = translation.tokenise(part, words or vocabulary.load(), _MAX_LENGTH).arrays
     _, initial = t5.init(config, seed)
     loss = t5.make_loss(graphdef, config)
     return {

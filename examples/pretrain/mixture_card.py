@@ -1,6 +1,8 @@
 """The model card of the T5 that was pretrained on a mixture."""
 
-from collections.abc import Mapping
+import csv
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import sacrebleu
 from flax import nnx
 
 from examples.data import mixture, translation, vocabulary
+from examples.lab import log, paper
 from examples.lab.tables import Table
 from examples.models import t5
 from examples.pretrain import geometry, model_card
@@ -20,8 +23,8 @@ CARD = """\
 A small T5 (v1.0 layout: ReLU, tied output layer) of {parameters:,} parameters, pretrained
 **from scratch** on a mixture of span corruption and English-French translation, as T5
 was. It is not t5-small and shares no weights with it. Fine-tuning experiments of this
-repository start from it: it translates, and its weights have grown as a trained T5's
-have.
+repository start from it: it translates, and its weights have grown, though less than a
+released T5's.
 
 | | |
 |---|---|
@@ -42,6 +45,10 @@ have.
 
 The curve's numbers are in `loss.csv`.
 
+<!-- t5_loss: python -m examples.redraw -->
+{lowest}
+<!-- end of t5_loss -->
+
 ## How far the weights have grown
 
 Root mean square of every kind of weight, how many times as large as at the
@@ -50,7 +57,9 @@ initialisation of Mesh TensorFlow, from the standard deviations in pull request 
 `transformers`). Predicted is exp(sum r^2 / 2): what updates of the size r of the schedule,
 relative to a weight and orthogonal to it, make of it.
 
+<!-- t5_growth: python -m examples.redraw -->
 {growth}
+<!-- end of t5_growth -->
 
 Relative updates of queries and keys are {queries_and_keys:g} of the others': the scores
 of attention are products of both, softmax is no scale-invariant function, and at equal
@@ -65,7 +74,9 @@ meets. The shrunk weights are the same function: embedding, values and feed-forw
 as large as at the initialisation, the factors behind them larger by as much. What differs
 between them and these weights is due to scale alone.
 
+<!-- t5_curvature: python -m examples.redraw -->
 {curvature}
+<!-- end of t5_curvature -->
 
 Licence of the data: derived from the English and French message catalogues of Battle for
 Wesnoth 1.16.9 (GPL-2.0-or-later) and FreedroidRPG 1.0 (GPL-2.0), see
@@ -87,7 +98,7 @@ def write(
 ) -> None:
     """Measures the checkpoint in `out` and writes its card."""
     parts = translation.libreoffice_parts()
-    measured = geometry.measure(config, graphdef, params)
+    measured = geometry.measure(config, graphdef, params) | {"predicted": predicted}
     geometry.write(out, measured)
     pairs, translations = translate(graphdef, params, words, parts.valid)
     chrf = sacrebleu.corpus_chrf(translations, [[pair.french for pair in pairs]])
@@ -101,8 +112,9 @@ def write(
         prefix=translation.PREFIX.strip(),
         chrf=chrf.score,
         chrf_pairs=len(pairs),
-        growth=growth(measured, predicted).markdown(),
-        curvature=curvature(measured).markdown(),
+        growth=growth(measured),
+        curvature=curvature(measured),
+        lowest=lowest([x for x in log.read_metrics(run) if "held_out_loss" in x]),
         geometry_pairs=measured["pairs"],
         **facts,
     )
@@ -137,8 +149,9 @@ _ROWS = 256  # in a batch that is translated at once
 _decode = jax.jit(t5.greedy_decode, static_argnums=(0, 3))
 
 
-def growth(measured: Mapping[str, Any], predicted: Mapping[str, float]) -> Table:
-    """The growth of every kind of weight beside that of a released T5."""
+def growth(measured: Mapping[str, Any]) -> str:
+    """The growth of every kind of weight beside that of a released T5: a table."""
+    predicted = measured["predicted"]
     rows = [
         [
             name,
@@ -156,24 +169,76 @@ def growth(measured: Mapping[str, Any], predicted: Mapping[str, float]) -> Table
         "predicted",
         "t5-v1_1-small",
     ]
-    return Table("Growth", heads, rows)
+    return Table("Growth", heads, rows).markdown()
 
 
-def curvature(measured: Mapping[str, Any]) -> Table:
-    """The sharpness of every direction at a point, and over distances."""
+_WEIGHTS = {"moments": "these weights", "shrunk": "shrunk ones"}
+
+
+def curvature(measured: Mapping[str, Any]) -> str:
+    """The sharpness of every direction at a point, and over distances: a table.
+
+    Below it, what clipping leaves of SGD's with both weights.
+    """
     distances = list(measured["moments"][0]["distances"])
-    of = {"moments": "these weights", "shrunk": "shrunk ones"}
     rows = [
         [
-            of[weights],
+            who,
             geometry.LABELS[row["direction"]],
             str(row["moment"]),
             f"{row['direction_norm']:.3g}",
             f"{row['point']:.4g}",
             *(f"{row['distances'][h]:.4g}" for h in distances),
         ]
-        for weights in of
+        for weights, who in _WEIGHTS.items()
         for row in measured[weights]
     ]
     heads = ["weights", "direction", "batches", "its norm", "at a point"]
-    return Table("Curvature", [*heads, *(f"over {h}" for h in distances)], rows)
+    table = Table("Curvature", [*heads, *(f"over {h}" for h in distances)], rows)
+    over = [
+        found / row["point"]
+        for weights in _WEIGHTS
+        for row in measured[weights]
+        for found in row["distances"].values()
+    ]
+    left = [f"{_left(measured[name])} ({who})" for name, who in _WEIGHTS.items()]
+    theirs = [x["clipped_sgd"] for x in paper.RATIOS["translation", "sgd"].values()]
+    return (
+        f"{table.markdown()}\n\nOver a distance the sharpness is {min(over):.2g} to "
+        f"{max(over):.2g} times that at the point. With 5 % clipped "
+        f"{' and '.join(left)} of the sharpness of SGD's direction at a point is left, "
+        "batch by batch; what differs is due to the scale of weights alone. The paper "
+        "has "
+        f"{min(theirs):.2g} to {max(theirs):.2g} along a fine-tuning of t5-small."
+    )
+
+
+def _left(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What 5 % clipped leaves of the sharpness of SGD's direction, by batch."""
+    points = {(row["direction"], row["moment"]): row["point"] for row in rows}
+    moments = sorted({row["moment"] for row in rows})
+    return ", ".join(
+        f"{points['clipped_sgd', m] / points['sgd', m]:.2f}" for m in moments
+    )
+
+
+def lowest(curve: Sequence[Mapping[str, Any]]) -> str:
+    """Where the held-out loss was the lowest, and that it ended elsewhere."""
+    best, end = min(curve, key=lambda row: float(row["held_out_loss"])), curve[-1]
+    return (
+        f"The held-out loss of translating was lowest at step {int(best['step']):,}, "
+        f"{float(best['held_out_loss']):.3f}; the weights are those of step "
+        f"{int(end['step']):,}, with {float(end['held_out_loss']):.3f}."
+    )
+
+
+def blocks(folder: Path) -> Mapping[str, str]:
+    """What the card of a committed checkpoint says of its files, by name."""
+    measured = json.loads((folder / "geometry.json").read_text())
+    with (folder / "loss.csv").open() as opened:
+        curve = list(csv.DictReader(opened))
+    return {
+        "t5_loss": lowest(curve),
+        "t5_growth": growth(measured),
+        "t5_curvature": curvature(measured),
+    }

@@ -3,9 +3,9 @@
 The data is a mixture: spans to fill in, of all training text in both languages, and
 sentences of two thirds of LibreOffice's help to translate, with T5's prefix. The
 optimizer is T5's, Adafactor with updates relative to the size of each weight, at a rate
-that lets weights grow as T5's did: `examples.finetune_t5` starts from a model that
-translates, and whose loss has the geometry of a trained T5. About 70 minutes on 2 CPU
-cores. Interrupted, it goes on with `--resume`.
+that lets weights grow, as T5's did, though not as far: `examples.finetune_t5` starts
+from a model that translates. About 70 minutes on 2 CPU cores. Interrupted, it goes on
+with `--resume`.
 """
 
 import dataclasses

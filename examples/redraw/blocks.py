@@ -25,6 +25,7 @@ from examples.lab.statistics import bootstrap
 from examples.lab.tables import Table, captioned
 from examples.lab.winners import Rules, Run
 from examples.models import t5_scales
+from examples.pretrain import mixture_card
 from examples.redraw import benchmarks, lead, sentences, what_to_try
 from examples.sharpness import hero
 from examples.sharpness.claims import holding
@@ -234,6 +235,14 @@ def _heterogeneity(runs: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+_T5 = "examples/checkpoints/t5-enfr-mixture"
+
+
+def _of_the_t5(root: Path, *, name: str) -> str:
+    """What the model card says of its files."""
+    return mixture_card.blocks(root / _T5)[name]
+
+
 # Name -> the file it stands in, and what makes it.
 BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "hero": ("README.md", hero_figure),
@@ -263,5 +272,9 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "step": ("docs/start/which-one.md", benchmarks.cost),
     "selection": ("benchmarks/README.md", benchmarks.selection),
     "curvature": ("benchmarks/README.md", benchmarks.curvature),
+    **{
+        name: (f"{_T5}/README.md", functools.partial(_of_the_t5, name=name))
+        for name in ("t5_loss", "t5_growth", "t5_curvature")
+    },
     "predicted": ("docs/concepts/scaling.md", benchmarks.predicted),
 }

@@ -86,10 +86,10 @@ def load_translation(settings: TranslationSettings) -> TranslationTask:
         ValueError, OSError, ImportError, RuntimeError: something is missing or does not
             fit, said in one sentence.
     """
+    split = _split(settings)  # before what may have to be fetched
     folder = huggingface.local_folder(_path(settings.init))
     config, graphdef, params = huggingface.load(folder)
-    words, spiece = _vocabulary(folder, config.vocab_size)
-    split = _split(settings)
+    words, spiece = vocabulary_of(folder, config.vocab_size)
     train = translation.tokenise(split.train, words, settings.max_length)
     wanted = settings.batch_size * settings.measured_batches
     check_rows("training pairs", count(train.arrays), wanted)
@@ -121,7 +121,7 @@ def _path(init: str) -> str:
     return str(committed) if committed.is_dir() and not Path(init).exists() else init
 
 
-def _vocabulary(folder: Path, rows: int) -> tuple[vocabulary.Vocabulary, Path]:
+def vocabulary_of(folder: Path, rows: int) -> tuple[vocabulary.Vocabulary, Path]:
     """The checkpoint's own spiece.model, or the committed one where that fits."""
     own = folder / "spiece.model"
     path = own if own.is_file() else vocabulary.COMMITTED

@@ -11,6 +11,7 @@ that each line is from).
 """
 
 import collections
+import hashlib
 import html.parser
 import lzma
 import shutil
@@ -22,6 +23,7 @@ from pathlib import Path
 from examples.data.en_fr.build_en_fr import collect, squash
 
 PACKAGES = ("libreoffice-help-en-us", "libreoffice-help-fr")
+KNOWN = Path(__file__).with_name("README.md")  # has their SHA-256
 HELP = Path("usr/share/libreoffice/help")
 BLOCKS = {"p", "h1", "h2", "h3", "h4", "h5", "h6"}
 
@@ -91,7 +93,16 @@ def unpack(root):
             f"{' and no '.join(missing)}: unpack {' and '.join(PACKAGES)} elsewhere, "
             "and give their ROOT."
         )
-    subprocess.run(["apt-get", "download", *PACKAGES], cwd=root, check=True)
+    try:
+        subprocess.run(["apt-get", "download", *PACKAGES], cwd=root, check=True)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(
+            f"apt-get could not download {' and '.join(PACKAGES)}: see its complaint "
+            "above; unpack them elsewhere, and give their ROOT."
+        ) from error
+    for package in sorted(root.glob("*.deb")):
+        if hashlib.sha256(package.read_bytes()).hexdigest() not in KNOWN.read_text():
+            print(f"{package.name} is not the one in {KNOWN}: expect other pairs.")
     for package in sorted(root.glob("*.deb")):
         print(package.name)
         subprocess.run(["dpkg-deb", "-x", package, root], check=True)
