@@ -99,4 +99,6 @@ def described(sessions: Sequence[Mapping[str, Any]]) -> str:
             f"`{one['command']}`{how}{at}; {one['date']}; {found['device']}; Python "
             f"{found['python']}, {software}."
         )
+    if any((one["commit"] or "").endswith("+") for one in sessions):
+        sentences.append("A + is for changes on top of that commit.")
     return " ".join(dict.fromkeys(sentences))

@@ -55,6 +55,15 @@ class Report(NamedTuple):
         parts += [captioned(f.path.name, f.caption) for f in self.figures]
         for table in self.tables:
             parts += [f"## {table.title}", table.markdown()]
-        parts += ["## How it was made", self.provenance]
+        parts += ["## How it was made", self.provenance, _numbers(path.parent)]
         write_text(path, "\n\n".join(part for part in parts if part) + "\n")
         return path
+
+
+def _numbers(folder: Path) -> str:
+    """Links to the files that a report is made of."""
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in _DATA)
+    return f"Numbers: {', '.join(f'[{n}]({n})' for n in names)}." if names else ""
+
+
+_DATA = ".json", ".jsonl", ".xz"

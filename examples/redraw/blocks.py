@@ -27,7 +27,7 @@ from examples.lab.winners import Rules, Run
 from examples.models import t5_scales
 from examples.pretrain import mixture_card
 from examples.redraw import benchmarks, lead, sentences, what_to_try
-from examples.sharpness import hero
+from examples.sharpness import carriers, hero
 from examples.sharpness.claims import holding
 from examples.sharpness.claims import quotients as quotients_to
 from examples.stability import report as stability
@@ -248,6 +248,7 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "hero": ("README.md", hero_figure),
     "results": ("README.md", lambda root: table(root / _RESULTS).markdown()),
     "first_paper": ("docs/papers/pan-li.md", sentences.first_paper),
+    "carriers": ("docs/papers/pan-li.md", carriers.figure),
     "step_curvature": ("docs/concepts/sharpness.md", sentences.curvature_of_steps),
     "training_loss": ("docs/papers/pan-li.md", sentences.training_loss),
     "stability": ("docs/how-to/learning-rate.md", stability.said),

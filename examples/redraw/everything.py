@@ -21,7 +21,7 @@ from examples.heterogeneity import verdict as heterogeneity_verdict
 from examples.lab import command_line, looks
 from examples.pretrain import model_card
 from examples.redraw import blocks, lead
-from examples.sharpness import hero
+from examples.sharpness import carriers, hero
 from examples.sharpness import report as sharpness
 from examples.sharpness import verdict as sharpness_verdict
 from examples.stability import report as stability
@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 # Pattern of folders -> what makes the files of one of them, and returns their paths.
 MAKERS: Mapping[str, Callable[[Path], list[Path]]] = {
     "examples/results/sharpness/*/summary.json": sharpness.remake,
+    "examples/results/sharpness/verdict.md": carriers.draw,
     "examples/results/heterogeneity/*/summary.json": heterogeneity.remake,
     "examples/results/convergence/*/settings.json": convergence.write,
     **{

@@ -221,12 +221,20 @@ def _counts(columns: Sequence[Column]) -> str:
     cells = sum(len(column.best) - 1 for column in columns)
     runs = [run for column in columns for run in column.lines]
     failed = [run["seed"] for run in runs if run["loss"] is None]
+    risen = sum(
+        loss > column.start
+        for column in columns
+        for own in column.best.values()
+        for run in own
+        if column.start and (loss := run[column.rules.reported])
+    )
     searching = sum(seed == columns[0].rules.selection_seed for seed in failed)
     return (
         f"These are {cells} comparisons with SGD, none of them corrected for their "
         f"number. Of {len(runs)} trainings {len(failed)} diverged, {searching} of them "
-        "in the search for a learning rate. The reports, to which the heads of the "
-        "columns lead, have every one."
+        f"in the search for a learning rate; {risen} of those that are reported ended "
+        "above their start. The reports, to which the heads of the columns lead, have "
+        "every one."
     )
 
 

@@ -46,17 +46,19 @@ def write(folder: Path) -> list[Path]:
 def caption(settings: Mapping[str, Any], seeds: Seeds) -> str:
     """What the figure says, in words."""
     percent = 100 * settings["fraction"]
-    carried = _means(seeds)[settings["fraction"]]["sharpness"]
+    carried = _means(seeds)[settings["fraction"]]
     ratios = [f"{_mean_ratio(seeds, name):.2f}" for name in ("clipped_sgd", "adam")]
     falls = [
         f"{np.mean([_decrease(seed, name) for seed in seeds]):.4f}" for name in COMPARED
     ]
     return (
         f"Left: the top {percent:g} % of the coordinates of SGD's direction carry "
-        f"{carried:.1%} of its sharpness. Right: along that direction the held-out "
-        f"loss can fall by {falls[0]} nats, with {percent:g} % clipped ({ratios[0]} "
-        f"times the sharpness) by {falls[1]}, along Adam's ({ratios[1]} times) by "
-        f"{falls[2]}. Lines: mean of {len(seeds)} seeds; bands: lowest to highest."
+        f"{carried['sharpness']:.1%} of its sharpness, {carried['slope']:.0%} of its "
+        f"slope and {carried['norm']:.0%} of its squared norm. Right: along that "
+        f"direction the held-out loss can fall by {falls[0]} nats, with "
+        f"{percent:g} % clipped ({ratios[0]} times the sharpness) by {falls[1]}, "
+        f"along Adam's ({ratios[1]} times) by {falls[2]}, each seed at its own "
+        f"best distance. Lines: mean of {len(seeds)} seeds; bands: lowest to highest."
     )
 
 

@@ -3,11 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
-
-from examples.lab.steps import Params
 from optax_clip import diagnostics
 
 KINDS = ("norm gains", "embedding", "attention", "feed-forward", "others")
@@ -43,14 +38,3 @@ def numbers(parts: Mapping[str, diagnostics.SharpnessPart]) -> dict[str, Any]:
         }
         for name, part in parts.items()
     }
-
-
-def fractions(params: Params) -> dict[str, float]:
-    """Of each kind: the fraction of the coordinates that it has."""
-    sizes: dict[str, int] = {}
-    for path, norm in diagnostics.block_norms(
-        jax.tree.map(jnp.zeros_like, params)
-    ).items():
-        sizes[kind(path)] = sizes.get(kind(path), 0) + int(norm.size)
-    total = optax.tree.size(params)
-    return {name: size / total for name, size in sizes.items()}
