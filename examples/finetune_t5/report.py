@@ -91,8 +91,12 @@ def _introduction(summary: Row) -> str:
     seen = min(pairs["train"], settings["steps"] * settings["batch_size"])
     sentences = [
         f"{pairs['train']:,} pairs to train on, of which the steps see {seen:,}, and "
-        f"{pairs['held_out']:,} held out, from `{settings['init']}`.",
-        f"Before, its translations have chrF {summary['start']['chrf']:.1f}.",
+        f"{pairs['held_out']:,} held out, of at most {settings['max_length']} tokens, "
+        f"from `{settings['init']}`.",
+        f"Before, its translations have chrF {summary['start']['chrf']:.1f}; they end "
+        f"after {settings['max_length']} tokens.",
+        "`examples.finetune_t5.sweep` chose the learning rates, with another seed and "
+        "by other held-out pairs.",
     ]
     if blank := pairs.get("blank"):
         sentences.append(f"{blank:,} blank lines were skipped.")

@@ -14,7 +14,7 @@ from examples.lab.tables import Table
 from examples.sharpness import step_curvature
 from examples.tasks import by_name
 
-Summary = dict[str, Any]
+Summary = Mapping[str, Any]
 Directions = Mapping[str, Any]
 
 _CLIPPED = ("sgd", "normalized_sgd", "adafactor")
