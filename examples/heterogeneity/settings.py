@@ -41,6 +41,9 @@ PRESETS = {
     "laptop": Preset(
         100, 0, 16, 32, None, 64, 256, 5, (0.01, 0.5), 32, (0.0, 0.5, 1.0), _CLIPPED
     ),
+    "epoch": Preset(
+        0, 1, 64, 32, None, 64, 256, 3, (), 32, (0.0, 0.5, 1.0), _CLIPPED
+    ),
     "paper": Preset(
         0, 20, 32, 128, None, 1024, 4096, 5, (0.01, 0.5), 32, (0.0, 0.5, 1.0), _CLIPPED
     ),
@@ -72,8 +75,9 @@ class Settings:
         tuple[str, ...],
         tyro.conf.arg(help=f"One or several of {', '.join(OPTIMIZERS)}."),
     ] = SECOND_PAPER
-    preset: Literal["tiny", "laptop", "paper"] = "laptop"
-    """Sizes: seconds, up to an hour on two cores, or the paper's own on a GPU."""
+    preset: Literal["tiny", "laptop", "epoch", "paper"] = "laptop"
+    """Sizes: seconds, up to an hour on two cores, an epoch of all rows (hours), or the
+    paper's own on a GPU."""
     fraction: float = 0.05
     """Fraction of the coordinates to clip, in [0, 1)."""
     clip_norm: bool = True

@@ -40,6 +40,11 @@ TRIED: tuple[Key, ...] = (
     ("sign_sgd", DEFAULT),
     ("adam", DEFAULT),
 )
+# Rivals of others, which are listed where they were not run.
+RIVALS: tuple[Key, ...] = tuple(
+    (name, DEFAULT)
+    for name in ("adafactor", "clipped_adafactor", "adamw", "muon", "lion", "scale")
+)
 # The tasks that it compares them on: a title, and the settings of its runs.
 KINDS: Mapping[str, Mapping[str, str]] = {
     "a small language model from scratch": {"task": "causal_lm", "init": "scratch"},
@@ -328,7 +333,9 @@ def _missing(columns: Sequence[Column]) -> Iterator[str]:
         if not own:
             yield f"{title}: the whole task."
         for column in own:
-            absent = [label(*key) for key in TRIED if key not in column.best]
+            absent = [
+                label(*key) for key in (*TRIED, *RIVALS) if key not in column.best
+            ]
             if absent:
                 yield f"{column.title}: {'; '.join(absent)}."
 
