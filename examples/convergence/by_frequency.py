@@ -11,6 +11,7 @@ from examples.lab import tables, token_frequency
 from examples.lab.curves import minus_sgd
 from examples.lab.files import Line
 from examples.lab.optimizers import label
+from examples.lab.statistics import bootstrap
 from examples.lab.steps import Params
 from examples.lab.winners import Run, Winners, of
 from examples.tasks.llama import LlamaTask
@@ -74,13 +75,14 @@ def figure(root: Path) -> str:
     """The figure of the long training with what it says, for a page."""
     run = Run.read(root / "examples/results/long_training/causal_lm-scratch")
     said = "; ".join(
-        f"{label(*key)} {np.mean(run.minus_sgd(key)):+.3f}, "
-        f"{np.mean(groups[0]):+.3f}, {np.mean(groups[-1]):+.3f}"
+        f"{label(*key)} {bootstrap(run.minus_sgd(key))}, {bootstrap(groups[0])}, "
+        f"{bootstrap(groups[-1])}"
         for key, groups in differences_from_sgd(run.best).items()
     )
     text = (
         f"After {run.settings['steps']:,} steps from scratch, test loss minus SGD's on "
-        f"all tokens, on the most frequent tenth and on the rarest: {said}."
+        "all tokens, on the most frequent tenth and on the rarest, with 95 % bootstrap "
+        f"intervals over {run.rules.seeds} seeds: {said}."
     )
     place = f"../../examples/results/long_training/{run.folder.name}"
     return tables.captioned(
