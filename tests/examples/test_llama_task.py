@@ -1,5 +1,8 @@
 """Documents as a task for a Llama, and the documents that have names."""
 
+import functools
+from pathlib import Path
+
 import jax
 import numpy as np
 import optax
@@ -165,8 +168,21 @@ def test_every_training_from_scratch_begins_with_weights_of_its_own(file, monkey
 def test_the_small_llama_has_no_fewer_subwords_than_it_says():
     with pytest.raises(ValueError, match="expected 2,048 pieces, found"):
         scratch_llama.load(["A text that is short."])
-    with pytest.raises(ValueError, match="--init scratch is for --task causal_lm"):
-        load(by_name.Choice("masked_lm", init="scratch"))
+
+
+@pytest.mark.parametrize("init", ["scratch", "smollm2"])
+@pytest.mark.parametrize("task", ["masked_lm", "translation"])
+def test_a_named_llama_is_for_the_causal_language_model(init, task):
+    with pytest.raises(ValueError, match=f"--init {init} is for --task causal_lm"):
+        load(by_name.Choice(task, init=init))
+
+
+def test_smollm2_reads_french_unless_it_is_told_otherwise():
+    smollm2 = functools.partial(by_name.Choice, "causal_lm", "smollm2")
+    assert smollm2().data() == "help_french"
+    assert smollm2("python").data() == "python"
+    documents = smollm2(documents=Path("texts.txt"))
+    assert by_name.data_of("causal_lm", documents.data()) == "reviews"
 
 
 @pytest.mark.parametrize(
