@@ -74,7 +74,8 @@ def figure(root: Path) -> str:
     said = (
         "Who carries the squared norm and the sharpness of a direction, by kind of "
         "block, one batch an epoch, in the mean over epochs and seeds; a share of the "
-        "sharpness holds the terms with other kinds."
+        "sharpness holds the terms with other kinds. Others are the head of the "
+        "encoder."
     )
     return "\n\n".join([tables.captioned(image, said), *_list(found)])
 
