@@ -24,8 +24,6 @@ def draw(
     folder: Path, best: Winners, runs: Sequence[Line], settings: Settings
 ) -> list[tables.Figure]:
     """Draws every figure that the runs have the numbers for."""
-    rules = Rules.of(settings)
-    loss = "test loss" if rules.apart else "training loss"
     plain, own = of(best, "sgd"), at_fraction(best, settings["fraction"])
     painters: dict[str, tuple[Callable[[Figure], None], str]] = {
         "loss_curves": (
@@ -35,9 +33,8 @@ def draw(
         ),
         "loss_against_rate": (
             functools.partial(_against_rate, runs, own, settings),
-            f"Final {'validation' if rules.apart else 'training'} loss against the "
-            "learning rate, one seed; the best rate of each optimizer is the lowest "
-            "point of its line.",
+            "Final validation loss against the learning rate, one seed; the best rate "
+            "of each optimizer is the lowest point of its line.",
         ),
     }
     if plain and len(own) > 1:
@@ -49,7 +46,7 @@ def draw(
     if plain and _families(best):
         painters["loss_against_fraction"] = (
             functools.partial(_against_fraction, plain, best, settings),
-            f"Final {loss} minus SGD's on the same batches, against the fraction "
+            "Final test loss minus SGD's on the same batches, against the fraction "
             "that is clipped; bars and band: lowest to highest seed.",
         )
     if by_frequency.differences_from_sgd(best):
@@ -129,8 +126,7 @@ def _against_rate(
     found = [run[what] for run in swept]
     low, high = min(found), float(np.quantile(found, 0.75))
     axes.set_ylim(low - 0.05 * (high - low), high)
-    kind = "validation" if rules.apart else "training"
-    axes.set(xscale="log", xlabel="learning rate", ylabel=f"final {kind} loss")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="final validation loss")
     axes.set_title(_title("Final loss", settings, f"seed {rules.selection_seed}"))
     legend_beside(axes)
 
@@ -160,7 +156,7 @@ def _against_fraction(
     axes.set(
         xscale="log",
         xlabel="fraction of the coordinates clipped",
-        ylabel=f"final {'test' if rules.apart else 'training'} loss minus SGD's",
+        ylabel="final test loss minus SGD's",
         title=_title("Which fraction to clip", settings),
     )
     axes.legend()

@@ -15,11 +15,10 @@ import numpy as np
 import tyro
 
 from examples.convergence import by_frequency, plots
-from examples.lab import command_line, files, paper, provenance, run_folder, tables
+from examples.lab import command_line, files, provenance, run_folder, tables
 from examples.lab.files import Line
 from examples.lab.optimizers import PAPER, TODAYS, label
 from examples.lab.statistics import bootstrap
-from examples.lab.sweep import TAIL
 from examples.lab.tables import Table
 from examples.lab.winners import (
     Rules,
@@ -52,7 +51,7 @@ def write(folder: Path) -> list[Path]:
         figures,
         [
             _ranking(best, settings),
-            *([_training_loss(best, settings)] if rules.apart else []),
+            _training_loss(best, settings),
             *_by_frequency(best, settings),
             sweep_table(rules.choosing(runs), rules),
         ],
@@ -67,17 +66,15 @@ def _introduction(
     best: Winners,
     before: Sequence[Line],
 ) -> str:
-    rules = Rules.of(settings)
     sentences = [
         f"Every optimizer at its own best learning rate, from `{settings['init']}`"
-        f"{_scaled(settings)}"
-        f"{', dataset `' + _dataset(settings) + '`' if rules.apart else ''}; "
+        f"{_scaled(settings)}, dataset "
+        f"`{by_name.data_of(settings['task'], settings['dataset'])}`; "
         f"{settings['steps']} steps of {settings['batch_size']} examples.",
         _first_losses(best),
-        rules.said(),
+        Rules.of(settings).said(),
+        *_comparisons(settings, runs, best, before),
     ]
-    if rules.apart:
-        sentences += _comparisons(settings, runs, best, before)
     clipped = {run["fraction"] for run in runs if run["name"] == "clipped_sgd"}
     missing = [f"{f:g}" for f in settings["fractions"] if clipped and f not in clipped]
     if missing:
@@ -90,12 +87,6 @@ def _scaled(settings: Mapping[str, Any]) -> str:
     if not (scaled := settings.get("scaled")):
         return ""
     return f" ({t5_scales.named(scaled, settings['scale'])}, the same function)"
-
-
-def _dataset(settings: Mapping[str, Any]) -> str:
-    """The default is named for translation; a language model reads reviews then."""
-    other = settings["task"] != "translation" and settings["dataset"] == "en_fr"
-    return "reviews" if other else settings["dataset"]
 
 
 def _first_losses(best: Winners) -> str:
@@ -152,45 +143,33 @@ def _ranking(best: Winners, settings: Mapping[str, Any]) -> Table:
     """The best first; what diverged with a later seed is counted, not left out."""
     rules = Rules.of(settings)
     what = rules.reported
-    theirs = paper.LEARNING_RATES.get(settings["task"], {})
     plain, adam = of(best, "sgd"), of(best, "adam")
     rows = []
     for (name, fraction), runs in sorted(best.items(), key=lambda x: mean(x[1], what)):
         finite = [run[what] for run in runs if run[what] is not None]
         diverged = len(runs) - len(finite)
-        reported = "relative" if name in theirs and theirs[name] is None else "-"
-        if theirs.get(name) is not None and fraction in (0.05, settings["fraction"]):
-            reported = f"{theirs[name]:g}"
         rows.append(
             [
                 label(name, fraction),
                 f"{runs[0]['learning_rate']:g}",
-                *([] if rules.apart else [reported]),
                 f"**{np.mean(finite):.3f}**" if finite else "-",
                 (f"{min(finite):.3f} to {max(finite):.3f}" if finite else "-")
                 + (f", {diverged} diverged" if diverged else ""),
                 _difference(runs, plain, rules) if name != "sgd" else "-",
-                *([_of_lead(runs, plain, adam, rules)] if rules.apart else []),
+                _of_lead(runs, plain, adam, rules),
                 f"{runs[0]['state_bytes'] / 1e6:.1f} MB",
             ]
         )
-    tail = min(TAIL, settings["steps"])
-    title = (
-        f"Test loss after {settings['steps']} steps, at the chosen learning rate"
-        if rules.apart
-        else f"Mean training loss of the last {tail} of {settings['steps']} steps, at "
-        "the best learning rate"
-    )
+    title = f"Test loss after {settings['steps']} steps, at the chosen learning rate"
     return Table(
         f"{title}; {settings['seeds']} seeds",
         [
             "optimizer",
             "learning rate",
-            *([] if rules.apart else ["the paper's"]),
-            "test loss" if rules.apart else "loss",
+            "test loss",
             "lowest to highest",
             "minus SGD's, seed by seed",
-            *(["of Adam's lead, by seed"] if rules.apart else []),
+            "of Adam's lead, by seed",
             "state",
         ],
         rows,
@@ -253,11 +232,7 @@ def _of_lead(
 
 def _difference(runs: Sequence[Line], others: Sequence[Line], rules: Rules) -> str:
     found = differences(runs, others, rules.reported)
-    if not found:
-        return "-"
-    if rules.apart:
-        return str(bootstrap(found))
-    return f"{np.mean(found):+.3f} ({min(found):+.3f} to {max(found):+.3f})"
+    return str(bootstrap(found)) if found else "-"
 
 
 def main(run: tyro.conf.Positional[Path]) -> None:

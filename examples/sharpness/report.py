@@ -137,37 +137,27 @@ def introduction(summary: Summary) -> str:
         else ""
     )
     return (
-        f"From `{settings['init']}`, dataset `{_data(settings)}`; "
+        f"From `{settings['init']}`, dataset "
+        f"`{by_name.data_of(settings['task'], settings['dataset'])}`; "
         f"learning rate {settings['learning_rate']:g} ({_rate_from(settings)}), "
         f"{settings['batches_per_epoch']} batches of {settings['batch_size']} an "
         f"epoch, seed {settings['seed']}, measured on {settings['test_size']} fixed "
-        f"examples{_measured_on(settings)}; {summary['seconds'] / 60:.0f} minutes.{end}"
+        f"examples of the {settings['measured_on']}, none of which is trained on; "
+        f"{summary['seconds'] / 60:.0f} minutes.{end}"
     )
 
 
 _EXAMPLES = Path(__file__).parents[1]
 
 
-def _data(settings: Mapping[str, Any]) -> str:
-    return by_name.data_of(settings["task"], settings.get("dataset", "en_fr"))
-
-
 def _rate_from(settings: Mapping[str, Any]) -> str:
-    """Where the learning rate is from; runs of before took those of translation."""
-    if source := settings.get("rate_from"):
-        swept = _EXAMPLES / source
-        if not (swept / "settings.json").is_file():
-            return source
-        batch = run_folder.read_settings(swept)["settings"]["batch_size"]
-        return f"{source}, swept with batches of {batch}"
-    elsewhere = settings["task"] != "translation"
-    return "swept on translation" + (", not on this task" if elsewhere else "")
-
-
-def _measured_on(settings: Mapping[str, Any]) -> str:
-    if "measured_on" in settings:
-        return f" of the {settings['measured_on']}, none of which is trained on"
-    return ", which are among the rows that it trains on"
+    """Where the learning rate is from, and the size of the batches there."""
+    source = settings["rate_from"]
+    swept = _EXAMPLES / source
+    if not (swept / "settings.json").is_file():
+        return source
+    batch = run_folder.read_settings(swept)["settings"]["batch_size"]
+    return f"{source}, swept with batches of {batch}"
 
 
 def remake(run: Path) -> list[Path]:
