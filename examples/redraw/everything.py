@@ -31,7 +31,6 @@ ROOT = Path(__file__).parents[2]
 # Pattern of folders -> what makes the files of one of them, and returns their paths.
 MAKERS: Mapping[str, Callable[[Path], list[Path]]] = {
     "examples/results/sharpness/*/summary.json": sharpness.remake,
-    "examples/results/sharpness/verdict.md": carriers.draw,
     "examples/results/heterogeneity/*/summary.json": heterogeneity.remake,
     "examples/results/convergence/*/settings.json": convergence.write,
     **{
@@ -71,6 +70,7 @@ def make(root: Path) -> list[Path]:
             made += maker(path.parent)
     made += [verdict(root / folder) for folder, verdict in VERDICTS.items()]
     results = root / "examples/results"
+    made += carriers.draw(results / "sharpness")
     folders = [results / name for name in by_setting.DIFFERING]
     for folder in filter(Path.is_dir, folders):
         made += by_setting.main(folder)
