@@ -50,7 +50,7 @@ FACTORS: Mapping[str, tuple[Variant, ...]] = {
         Variant(source_length=160, mask_source=False),
     ),
     "vocabulary, from random weights": tuple(
-        Variant("random", adam_steps=200, vocabulary=n) for n in (2048, 16384)
+        Variant("random", adam_steps=200, vocabulary=n) for n in (2048, 4096)
     ),
 }
 
