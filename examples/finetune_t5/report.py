@@ -1,7 +1,7 @@
 """Summary, tables and figures of a fine-tuning run, made from its files.
 
     summary.json    what the tables and the figures are made of
-    seeds.jsonl     and the losses of other seeds, where they were trained
+    seeds/          and the losses of other seeds, where they were trained
     report.md       optimizers, directions, translations
     *.png           losses, sharpness, landscape, momentum
 
@@ -47,9 +47,15 @@ def summarise(run: Path, names: Sequence[str], pairs: Mapping[str, int]) -> Row:
 
 
 def read(run: Path) -> Row:
-    """The summary of a run, and the seeds that `examples.finetune_t5.seeds` added."""
-    seeds = files.read_lines(run / "seeds.jsonl")
-    return {**run_folder.read_summary(run), "seeds": seeds}
+    """The summary of a run, with the run folder of `examples.finetune_t5.seeds`.
+
+    Where that lies in it as seeds/.
+    """
+    summary, folder = run_folder.read_summary(run), run / "seeds"
+    seeds = files.read_lines(folder / "seeds.jsonl")
+    sessions = run_folder.read_settings(folder)["sessions"] if seeds else []
+    sessions = [*summary["sessions"], *sessions]
+    return {**summary, "sessions": sessions, "seeds": seeds}
 
 
 def write(run: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 A seed decides which pairs are trained on, and when. Every optimizer has the learning
 rate of the committed sweep, whose seed is none of these. Every training is one line of
 the run folder's seeds.jsonl, which `examples.finetune_t5.report` puts into its tables
-where it lies beside a summary.json.
+where this run folder is called seeds/ and lies beside a summary.json.
 """
 
 import functools

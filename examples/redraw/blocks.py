@@ -196,7 +196,7 @@ def _failures(clipped: Sequence[float]) -> Iterator[str]:
 
 def _finetuning(folder: Path) -> list[list[str]]:
     """The main job's row, where several seeds were trained."""
-    if not (folder / "seeds.jsonl").is_file():
+    if not (folder / "seeds").is_dir():
         return []
     summary = finetune_t5.read(folder)
     *row, failing = in_numbers.in_one_row(summary)

@@ -58,7 +58,7 @@ def tasks(results: Path) -> Iterator[Task]:
         for name in FOLDERS
         for column in what_to_try.columns(results / name)
     ]
-    if (results / "finetune_t5" / "seeds.jsonl").is_file():
+    if (results / "finetune_t5" / "seeds").is_dir():
         summary = finetune_t5.read(results / "finetune_t5")
         fraction, shares = summary["settings"]["fraction"], in_numbers.covered(summary)
         by_key = {(name, fraction): share for name, share in shares.items()}

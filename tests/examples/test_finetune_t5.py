@@ -354,11 +354,11 @@ def test_several_seeds_join_the_report_and_resume(init, tmp_path, monkeypatch):
         np.testing.assert_allclose(lines[0][kind], expected, rtol=1e-4)
     monkeypatch.setattr(seeds, "training", lambda *_: pytest.fail)
     seeds.main(dataclasses.replace(others, resume=True), seeds=(0, 1))
-    (settings.run / "seeds.jsonl").write_bytes(
-        (others.run / "seeds.jsonl").read_bytes()
-    )
+    others.run.rename(settings.run / "seeds")
     report.write(settings.run)
-    assert "## Seeds 0, 1" in (settings.run / "report.md").read_text()
+    text = (settings.run / "report.md").read_text()
+    assert "## Seeds 0, 1" in text
+    assert len(report.read(settings.run)["sessions"]) == 3
 
 
 def test_ones_own_pairs_and_own_vocabulary_are_used(init, tmp_path):
