@@ -127,8 +127,8 @@ def said(root: Path) -> str:
             f"`{by_name.name_of(settings['init'])}` ([one factor at a time]({place}); "
             f"in brackets the lowest and highest of {len(base)} seeds). Below is by "
             "what a change of one thing multiplies that: geometric means of "
-            f"{compared} comparisons, seed by seed; {unfinished} have not ended with "
-            "all seeds, or diverged with one. SGD has one rate in all that do not "
+            f"{compared} comparisons, seed by seed; not ended with all seeds, or "
+            f"diverged with one: {unfinished}. SGD has one rate in all that do not "
             f"change it. A change is clear if it is by {SMALL:.0%} at least and all of "
             "Student's 95 % interval is on its side of 1.",
             *(

@@ -101,7 +101,8 @@ def test_a_change_is_told_seed_by_seed_and_what_is_missing_is_counted(tmp_path):
     assert "**Clearly less is left**: scale of weights (values x 4.0) 0.50." in said
     assert "**No clear change**: batch size (batch size 16) 1.00." in said
     changes = sum(map(len, variants.FACTORS.values())) - 1
-    assert f"2 comparisons, seed by seed; {changes - 2} have not ended" in said
+    assert "2 comparisons, seed by seed; not ended with all seeds" in said
+    assert f"diverged with one: {changes - 2}." in said
 
 
 def test_more_test_pairs_than_there_are_is_refused(tmp_path):
