@@ -61,8 +61,9 @@ class Report(NamedTuple):
 
 
 def _numbers(folder: Path) -> str:
-    """Links to the files that a report is made of."""
+    """Links to the files that a report is made of: a summary, where there is one."""
     names = sorted(p.name for p in folder.iterdir() if p.suffix in _DATA)
+    names = [name for name in names if name == "summary.json"] or names
     return f"Numbers: {', '.join(f'[{n}]({n})' for n in names)}." if names else ""
 
 
