@@ -52,8 +52,7 @@ class Setting(NamedTuple):
 
 
 def _scale(settings: Settings) -> str:
-    scaled = settings.get("scaled")
-    return t5_scales.named(scaled, settings["scale"]) if scaled else "as it is"
+    return t5_scales.of(settings) or "as it is"
 
 
 # Folder below the results -> what the runs in it differ in.

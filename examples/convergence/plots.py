@@ -63,8 +63,8 @@ def draw(
 
 def _title(what: str, settings: Settings, seeds: str | None = None) -> str:
     task, model = by_name.TITLES[settings["task"]], by_name.name_of(settings["init"])
-    if scaled := settings.get("scaled"):
-        model += f", {t5_scales.named(scaled, settings['scale'])}"
+    if scaled := t5_scales.of(settings):
+        model += f", {scaled}"
     seeds = seeds or f"{settings['seeds']} seeds"
     return f"{what}: {task}, {model}, {seeds}"
 

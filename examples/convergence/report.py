@@ -84,9 +84,8 @@ def _introduction(
 
 def _scaled(settings: Mapping[str, Any]) -> str:
     """Which weights the run has multiplied, where it has."""
-    if not (scaled := settings.get("scaled")):
-        return ""
-    return f" ({t5_scales.named(scaled, settings['scale'])}, the same function)"
+    scaled = t5_scales.of(settings)
+    return f" ({scaled}, the same function)" if scaled else ""
 
 
 def _first_losses(best: Winners) -> str:

@@ -56,6 +56,12 @@ def named(scaled: str, factor: float) -> str:
     return f"{scaled.replace('_', ' ')} x {factor:g}"
 
 
+def of(settings: Mapping[str, Any]) -> str:
+    """What the settings of a run have scaled, for people; "" where nothing is."""
+    scaled = settings.get("scaled")
+    return named(scaled, settings["scale"]) if scaled else ""
+
+
 def rescaled(params: Params, scaled: Scaled, factor: float) -> Params:
     """Multiplies what is named in `SCALED` by a factor, and keeps the function.
 

@@ -181,9 +181,8 @@ def _subject(run: Run) -> str:
     """Task, model and steps."""
     settings = run.settings
     parts = [by_name.TITLES[settings["task"]], by_name.name_of(settings["init"])]
-    if "scaled" in settings:
-        parts.append(t5_scales.named(settings["scaled"], settings["scale"]))
-    return f"{', '.join(parts)}; {settings['steps']:,} steps"
+    parts.append(t5_scales.of(settings))
+    return f"{', '.join(filter(None, parts))}; {settings['steps']:,} steps"
 
 
 def _failures(clipped: Sequence[float]) -> Iterator[str]:

@@ -74,10 +74,8 @@ def _title(column: what_to_try.Column) -> str:
     """The task, the model and what is special about the run."""
     settings = column.settings
     sizes = f"{settings['steps']:,} steps of {settings['batch_size']}"
-    if "scaled" not in settings:
-        return f"{column.title}; {sizes}"
-    scaled = t5_scales.named(settings["scaled"], settings["scale"])
-    return f"{column.title}, {scaled}; {sizes}"
+    what = filter(None, [column.title, t5_scales.of(settings)])
+    return f"{', '.join(what)}; {sizes}"
 
 
 def figure(root: Path) -> str:

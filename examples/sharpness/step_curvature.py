@@ -122,8 +122,7 @@ def agreement(runs: Sequence[Summary]) -> list[list[str]]:
 
 def said(runs: Sequence[Summary]) -> str:
     """The same in sentences: all directions together, then the exceptions."""
-    found = by_direction(runs)
-    every = [ratio for own in found.values() for ratio in own]
+    found, every = by_direction(runs), _together(runs, HALF)
     exceptions = [
         f"{label(name, None)} ({min(own):.2g} to {max(own):.2g})"
         for name, own in found.items()
