@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from examples.lab import looks, run_folder, tables
+from examples.lab import curves, looks, run_folder, tables
 from examples.lab.optimizers import label
 from examples.sharpness.claims import experiment
 from examples.sharpness.kinds import KINDS
@@ -113,7 +113,7 @@ def _paint(found: Shares, canvas: Figure) -> None:
                     row,
                     "o",
                     color=_COLOURS[kind],
-                    label=kind if not row else None,
+                    label=kind,
                 )
         for place in (0, 1):
             axes.axvline(place, color="0.8", linewidth=0.8, zorder=0)
@@ -122,5 +122,4 @@ def _paint(found: Shares, canvas: Figure) -> None:
         f"{who.replace(', ', chr(10), 1)}: {label(name, None)}" for who, name in found
     ]
     panels[0].set_yticks(range(len(found)), names[::-1], fontsize=7)
-    handles, texts = panels[0].get_legend_handles_labels()
-    canvas.legend(handles, texts, loc="outside upper center", ncols=len(KINDS))
+    curves.legend(panels[:1], canvas)  # each kind once
