@@ -201,28 +201,51 @@ def _bounded(runs: Sequence[Summary]) -> list[list[str]]:
 
 
 def _momentum(runs: Sequence[Summary]) -> list[str]:
-    """Momentum keeps the head of sign SGD from growing, with many classes.
-
-    Heads grow with the learning rate, so only equal ones can be compared.
-    """
-    found, apart_by = {}, []
-    for run in runs:
-        if run["settings"]["counts"]["classes"] <= _FEW:
-            continue
-        rates = [rate_of(run, one) for one in SIGN]
-        if rates[0] == rates[1]:
-            found[name(run)] = [growth(run, one) for one in SIGN]
-        else:
-            apart_by.append(f"{name(run)} ({rates[0]:g} and {rates[1]:g})")
-    compared = ", ".join(f"{who} {a:.2f} and {b:.2f}" for who, (a, b) in found.items())
-    left_out = f"not comparable, at other learning rates: {', '.join(apart_by)}"
-    held = sum(a > b for a, b in found.values())
+    """Momentum keeps the head of sign SGD from growing, with many classes."""
+    found = {
+        name(run): equal_rates(run)
+        for run in runs
+        if run["settings"]["counts"]["classes"] > _FEW
+    }
+    held = {
+        who: sum(plain > averaged for plain, averaged in pairs.values())
+        for who, pairs in found.items()
+    }
+    count = sum(map(len, found.values()))
     return [
-        "with many classes, momentum keeps sign SGD's linear head from growing (norm "
-        "at the end / at the start, without momentum and with, at equal rates)",
-        "; ".join(filter(None, [compared, left_out if apart_by else ""])) or "-",
-        f"{held} of {len(found)} runs" if found else "not measured",
+        "with many classes, momentum keeps sign SGD's linear head from growing (by "
+        "rates that were tried with and without it)",
+        ", ".join(f"{who} {held[who]} of {len(found[who])}" for who in found) or "-",
+        f"{sum(held.values())} of {count} rates" if count else "not measured",
     ]
+
+
+def equal_rates(run: Summary) -> dict[float, tuple[float, float]]:
+    """The head's growth without and with sign SGD's momentum, where both were tried.
+
+    A head grows with the learning rate, so only equal ones compare.
+    """
+    plain, averaged = (growth_by_rate(run, one) for one in SIGN)
+    both = sorted(plain.keys() & averaged.keys())
+    return {rate: (plain[rate], averaged[rate]) for rate in both}
+
+
+def growth_by_rate(run: Summary, optimizer: str) -> dict[float, float]:
+    """How much the linear head grew, by learning rate.
+
+    At the chosen one it is the mean over the seeds, at the others of the search one
+    training, if it did not diverge.
+    """
+    key = optimizer, run["settings"]["fraction"]
+    found = {
+        tried["learning_rate"]: tried["head_growth"]
+        for tried in run["sweep"]
+        if (tried["name"], tried["fraction"]) == key
+        and tried.get("head_growth")  # summaries from before the rules have none
+    }
+    if one := _of(run, optimizer):
+        found[one["learning_rate"]] = growth(run, optimizer)
+    return found
 
 
 def rate_of(run: Summary, optimizer: str) -> float:

@@ -52,6 +52,12 @@ def head_norms(one: Mapping[str, Any]) -> tuple[float, float]:
     return first, last
 
 
+def head_growth(run: Mapping[str, Any]) -> float | None:
+    """The norm of a training's linear head at the end / at the start."""
+    norms = [norm for _, norm in run["head_norm"]]
+    return None if run["diverged"] is not None else round(norms[-1] / norms[0], 4)
+
+
 def clippings(moment: Moment) -> dict[str, dict[float, Mapping[str, Any]]]:
     """What was measured of clipped gradients: scope -> fraction -> numbers."""
     found: dict[str, dict[float, Mapping[str, Any]]] = {}

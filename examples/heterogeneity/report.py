@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 from examples.heterogeneity import plots
-from examples.heterogeneity.reading import METRICS, Summary, name
+from examples.heterogeneity.reading import METRICS, Summary, head_growth, name
 from examples.heterogeneity.tables import make_tables
 from examples.lab import command_line, files, provenance, run_folder, tables
 from examples.lab.winners import Rules, winners
@@ -65,7 +65,10 @@ def summarise(folder: Path) -> Summary:
             }
             for (optimizer, fraction), runs in best.items()
         ],
-        "sweep": [{k: run[k] for k in sweep} for run in rules.choosing(runs)],
+        "sweep": [
+            {**{k: run[k] for k in sweep}, "head_growth": head_growth(run)}
+            for run in rules.choosing(runs)
+        ],
         "moments": files.read_lines(folder / "blocks.jsonl"),
     }
     files.write_json(folder / "summary.json", summary)

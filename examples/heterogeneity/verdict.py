@@ -18,6 +18,7 @@ from examples.heterogeneity.claims import (
     best_of,
     claims,
     complexity_ratio,
+    equal_rates,
     growth,
     loss_of,
     rate_of,
@@ -47,7 +48,14 @@ def _markdown(runs: Sequence[Summary]) -> str:
         "best learning rate, mean over the seeds. Every run below this folder is in "
         "the tables.",
     ]
-    tables = [claims(runs), overview(runs), softness(runs), heads(runs), clipping(runs)]
+    tables = [
+        claims(runs),
+        overview(runs),
+        softness(runs),
+        heads(runs),
+        signs(runs),
+        clipping(runs),
+    ]
     for table in tables:
         parts += [f"## {table.title}", table.markdown()]
     listed = [
@@ -106,6 +114,25 @@ def heads(runs: Sequence[Summary]) -> Table:
                 *(f"{growth(run, one):.2f} ({rate_of(run, one):g})" for one in names),
             ]
             for run in runs
+        ],
+    )
+
+
+def signs(runs: Sequence[Summary]) -> Table:
+    """The same of sign SGD, at the rates that both kinds of it have tried."""
+    return Table(
+        "Growth of the linear head under sign SGD, at equal rates",
+        ["", "classes", "learning rate", "without momentum", "with"],
+        [
+            [
+                name(run),
+                str(run["settings"]["counts"]["classes"]),
+                f"{rate:g}",
+                f"{plain:.2f}",
+                f"{averaged:.2f}",
+            ]
+            for run in runs
+            for rate, (plain, averaged) in equal_rates(run).items()
         ],
     )
 

@@ -12,6 +12,7 @@ from examples.heterogeneity import eigenvalues
 from examples.heterogeneity import experiment as heterogeneity
 from examples.heterogeneity import report as heterogeneity_report
 from examples.heterogeneity import verdict as heterogeneity_verdict
+from examples.heterogeneity.claims import equal_rates
 from examples.heterogeneity.reading import clippings
 from examples.heterogeneity.settings import Settings
 from examples.lab.optimizers import OPTIMIZERS, SECOND_PAPER
@@ -137,6 +138,29 @@ def test_a_resumed_run_repeats_nothing(run):
         heterogeneity.prepare(run)
     with pytest.raises(FileExistsError, match="schedule: linear there, cosine here"):
         heterogeneity.prepare(settings(run.init, run.data, run.run, schedule="cosine"))
+
+
+def test_heads_are_compared_at_equal_rates_only():
+    def tried(name, rate, growth):
+        known = {"name": name, "fraction": 0.05, "learning_rate": rate}
+        return {**known, "head_growth": growth}
+
+    def chosen(name, rate, end):
+        known = {"name": name, "fraction": 0.05, "learning_rate": rate}
+        return {**known, "head_norms": [[[0, 2.0], [9, end]], [[0, 2.0], [9, end]]]}
+
+    run = {
+        "settings": {"fraction": 0.05},
+        "optimizers": [chosen("plain_sign_sgd", 0.1, 3.0), chosen("sign_sgd", 1, 8.0)],
+        "sweep": [
+            tried("plain_sign_sgd", 0.01, 1.1),
+            tried("plain_sign_sgd", 0.1, 1.4),  # the mean over the seeds is 1.5
+            tried("plain_sign_sgd", 1, None),  # diverged
+            tried("sign_sgd", 0.1, 1.2),
+            tried("sign_sgd", 1, 4.0),
+        ],
+    }
+    assert equal_rates(run) == {0.1: (1.5, 1.2)}
 
 
 def test_full_batch_takes_the_gradient_of_all_rows(checkpoint, texts, tmp_path):
