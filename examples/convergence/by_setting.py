@@ -101,7 +101,7 @@ def main(folder: tyro.conf.Positional[Path]) -> list[Path]:
         _introduction(what, runs),
         [figure],
         [table(what, runs, keys) for table in (_losses, _leads, _rates)],
-        " ".join(provenance.described(run.sessions) for run in runs),
+        provenance.described([one for run in runs for one in run.sessions]),
     )
     return [report.write(folder / "report.md"), figure.path]
 

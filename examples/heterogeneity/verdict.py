@@ -58,11 +58,10 @@ def _markdown(runs: Sequence[Summary]) -> str:
     ]
     for table in tables:
         parts += [f"## {table.title}", table.markdown()]
-    listed = [
-        f"- {name(run)}: {introduction(run)} {provenance.described(run['sessions'])}"
-        for run in runs
-    ]
-    parts += ["## The runs", "\n".join(listed)]
+    parts.append("## The runs")
+    for run in runs:
+        made = provenance.described(run["sessions"])
+        parts += [f"### {name(run)}", introduction(run), made]
     return "\n\n".join(parts) + "\n"
 
 

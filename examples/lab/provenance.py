@@ -86,19 +86,21 @@ def commands(sessions: Sequence[Mapping[str, Any]]) -> str:
 
 
 def described(sessions: Sequence[Mapping[str, Any]]) -> str:
-    """Commands, dates and software for people: a sentence for each that differs."""
-    sentences = []
+    """Markdown: device and software, below them a list of dates, commits, commands."""
+    lists: dict[str, list[str]] = {}
     for one in sessions:
         found = one["made_with"]
         packages = ("jax", "flax", "optax", "optax_clip")
         software = ", ".join(f"{p} {found[p]}" for p in packages if p in found)
         # Runs of before have no record of their command: theirs follows from settings.
-        how = "" if one["commit"] else " (as its settings say, the command is not kept)"
-        at = f" at commit {one['commit']}" if one["commit"] else ""
-        sentences.append(
-            f"`{one['command']}`{how}{at}; {one['date']}; {found['device']}; Python "
-            f"{found['python']}, {software}."
-        )
+        commit = one["commit"] or "not kept, and the command is what its settings say"
+        lists.setdefault(
+            f"{found['device']}; Python {found['python']}, {software}:", []
+        ).append(f"- {one['date']}, commit {commit}: `{one['command']}`")
+    parts = [
+        f"{software}\n\n" + "\n".join(dict.fromkeys(lines))
+        for software, lines in lists.items()
+    ]
     if any((one["commit"] or "").endswith("+") for one in sessions):
-        sentences.append("A + is for changes on top of that commit.")
-    return " ".join(dict.fromkeys(sentences))
+        parts.append("A + is for changes on top of that commit.")
+    return "\n\n".join(parts)

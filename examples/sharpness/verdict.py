@@ -42,14 +42,10 @@ def _markdown(runs: Sequence[Summary]) -> str:
     ]
     for table in (cells(runs), over_seeds(runs), distances(runs), claims(runs)):
         parts += [f"## {table.title}", table.markdown()]
-    parts += [
-        "## The runs",
-        "\n".join(
-            f"- {name(run)}: {introduction(run)} "
-            f"{provenance.described(run['sessions'])}"
-            for run in runs
-        ),
-    ]
+    parts.append("## The runs")
+    for run in runs:
+        made = provenance.described(run["sessions"])
+        parts += [f"### {name(run)}", introduction(run), made]
     return "\n\n".join(parts) + "\n"
 
 
