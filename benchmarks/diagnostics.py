@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = "example's T5"
 SMALL = "T5-small"
 MODELS: Mapping[str, dict[str, Any]] = {
-    EXAMPLE: {"checkpoint": str(ROOT / "examples/checkpoints/t5-enfr-small")},
+    EXAMPLE: {"checkpoint": str(ROOT / "examples/checkpoints/t5-enfr-mixture")},
     SMALL: {},
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from examples.data.batching import Arrays, window_count, windows_at
+from examples.data.batching import Arrays, windows_at
 from examples.data.vocabulary import EOS, Vocabulary
 
 NOISE_DENSITY = 0.15
@@ -95,10 +95,6 @@ def batch_at(
     rng = np.random.default_rng((seed, step, 1))
     mask_BxL = noise_mask(rng, batch_size, length)
     return corrupt(windows_BxL, mask_BxL, vocabulary.sentinel(0))
-
-
-def batches_per_epoch(stream: np.ndarray, batch_size: int, source_length: int) -> int:
-    return window_count(stream, window_length(source_length)) // batch_size
 
 
 def _segment_lengths(

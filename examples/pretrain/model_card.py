@@ -11,39 +11,6 @@ from matplotlib.figure import Figure
 from examples.lab import log, looks, provenance, run_folder
 from examples.lab.steps import Params
 
-T5 = """\
-# t5-enfr-small
-
-A small T5 (v1.0 layout: ReLU, tied output layer) of {parameters:,} parameters,
-pretrained **from scratch** by span corruption on English and French. It is not
-t5-small and shares no weights with it. It exists so that the fine-tuning example of
-this repository starts from trained weights.
-
-| | |
-|---|---|
-| made by | {made_by}; {date} |
-| data | both languages of the training stories in `examples/data/en_fr`, each language as one text, about 770,000 tokens; `wesnoth-tsg` and `wesnoth-sota` held out |
-| vocabulary | `examples/data/vocabulary/spiece.model`, {vocab_size:,} ids |
-| objective | span corruption: 15 % noise, mean span 3, windows of {source_length} source tokens |
-| training | {steps:,} steps of {batch_size} windows, Adam relative to the RMS of each weight, peak rate {learning_rate:g}, {warmup_steps} warm-up steps, cosine to 0, dropout {dropout_rate:g} |
-| time | {minutes:.0f} minutes on {device}, shared with other work |
-| software | Python {python}, JAX {jax}, Flax {flax}, Optax {optax} |
-| training loss | {train_loss:.3f} (mean of the last {tail} steps) |
-| held-out loss | {held_out_loss:.3f} (same objective, fixed masks, held-out stories; {first_held_out_loss:.2f} at step 0) |
-| weights | `model.safetensors`, float16, names as in Hugging Face `transformers` |
-
-![Loss during pretraining](loss.png)
-
-The curve's numbers are in `loss.csv`. The text is dialogue and story of two fantasy and
-science-fiction games; expect nothing outside that genre.
-
-Licence of the data: derived from the English and French message catalogues of Battle
-for Wesnoth 1.16.9 (GPL-2.0-or-later) and FreedroidRPG 1.0 (GPL-2.0), see
-`examples/data/en_fr/README.md`; these weights, learned from that text, are offered under
-GPL-2.0 as well, and are not part of the wheel.
-"""  # noqa: E501
-
-
 MASKED = "masked tokens: 15 %, of which 80 % masked, 10 % replaced, 10 % kept"
 NEXT = "the next token"
 

@@ -7,13 +7,11 @@ from examples.pretrain import (
     geometry,
     mlm_head,
     subwords,
-    t5,
     t5_mixture,
     vocabulary,
 )
 
 PROGRAMS = {
-    "t5": t5.main,
     "t5-mixture": t5_mixture.main,
     "geometry": geometry.main,
     "encoder": encoder.main,

@@ -25,23 +25,6 @@ class Schedule(Protocol):
     def warmup_steps(self) -> int: ...
 
 
-class Sizes(Protocol):
-    """What a T5's configuration is made from."""
-
-    @property
-    def d_model(self) -> int: ...
-    @property
-    def d_kv(self) -> int: ...
-    @property
-    def num_heads(self) -> int: ...
-    @property
-    def d_ff(self) -> int: ...
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def dropout_rate(self) -> float: ...
-
-
 class Problem(NamedTuple):
     """What is trained, on what."""
 

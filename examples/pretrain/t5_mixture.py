@@ -23,7 +23,6 @@ from examples.data.batching import Arrays, count
 from examples.lab.steps import Metrics, TrainState, without_dropout
 from examples.models import huggingface, t5
 from examples.pretrain import geometry, mixture_card, shared
-from examples.pretrain.t5 import model_config, text
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "t5-enfr-mixture"
 _HELD_OUT_BATCHES = 8  # of each objective
@@ -129,6 +128,25 @@ def prepare(settings: Settings) -> tuple[vocabulary.Vocabulary, Data, Data]:
     for data in (train, valid):
         batches(settings, words, data, settings.seed)(0)
     return words, train, valid
+
+
+def model_config(settings: Settings, words: vocabulary.Vocabulary) -> t5.T5Config:
+    return t5.T5Config(
+        vocab_size=words.size,
+        d_model=settings.d_model,
+        d_kv=settings.d_kv,
+        num_heads=settings.num_heads,
+        d_ff=settings.d_ff,
+        num_layers=settings.num_layers,
+        num_decoder_layers=settings.num_layers,
+        dropout_rate=settings.dropout_rate,
+    )
+
+
+def text(words: vocabulary.Vocabulary, pairs: list[translation.Pair]) -> np.ndarray:
+    """The tokens of both languages, one after the other."""
+    languages = [[pair.english for pair in pairs], [pair.french for pair in pairs]]
+    return span_corruption.stream(languages, words)
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:

@@ -173,6 +173,8 @@ def test_the_pretraining_ends_with_weights_and_a_card_and_resumes(
     assert all(0.5 < row["growth"] < 2 for row in measured["growth"].values())
     # Its measurements take most of the time, and depend on the weights alone.
     monkeypatch.setattr(mixture_card, "write", lambda *_, **__: None)
+    with pytest.raises(SystemExit, match=r"t5-mixture: .* continue it with --resume"):
+        t5_mixture.main(settings, run, out)
     t5_mixture.main(settings, run, out, resume=True)
     assert (out / "model.safetensors").read_bytes() == weights
 
@@ -182,11 +184,18 @@ def test_an_impossible_pretraining_is_refused_before_it_claims_a_folder(tmp_path
         ({"target_tokens": 10**7}, "expected pairs for at least one batch"),
         ({"windows": 10**6}, "expected at least one batch of"),
         ({"steps": 0}, "--settings.steps must be at least 1; got 0"),
+        ({"dropout_rate": 2.0}, r"dropout_rate must be in \[0, 1\), got 2.0"),
     ):
         settings = t5_mixture.Settings(**impossible)
         with pytest.raises(SystemExit, match=f"pretrain.t5-mixture: .*{reason}"):
             t5_mixture.main(settings, tmp_path / "run", tmp_path / "out")
         assert not (tmp_path / "run").exists()
+
+
+def test_a_trial_does_not_replace_the_committed_weights(tmp_path):
+    with pytest.raises(SystemExit, match=r"committed weights.*with --out"):
+        t5_mixture.main(t5_mixture.Settings(steps=1), run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_curvature_at_a_point_and_over_a_distance_agree_on_a_parabola():

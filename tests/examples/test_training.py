@@ -16,7 +16,6 @@ import optax
 import pytest
 
 from examples.lab import log, provenance, run_folder, training
-from examples.pretrain import t5 as pretrain_t5
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40
@@ -240,49 +239,6 @@ def test_a_run_killed_at_any_time_goes_on_bit_for_bit(tmp_path):
         for name in ("killed", "whole")
     ]
     assert_same(*states)
-
-
-def test_pretraining_ends_with_weights_and_a_card_and_resumes(tmp_path):
-    settings = pretrain_t5.Settings(
-        steps=4,
-        batch_size=32,
-        dropout_rate=0.1,
-        d_model=8,
-        d_kv=4,
-        num_heads=2,
-        d_ff=16,
-        num_layers=1,
-    )
-    run, out = tmp_path / "run", tmp_path / "out"
-    pretrain_t5.main(settings, run, out)
-    weights = (out / "model.safetensors").read_bytes()
-    card = (out / "README.md").read_text()
-    assert "from scratch" in card
-    assert "4 steps of 32 windows" in card
-    assert (out / "loss.csv").read_text().count("\n") == 3
-    assert (out / "loss.png").stat().st_size > 1000
-    with pytest.raises(SystemExit, match=r"pretrain.t5: .* continue it with --resume"):
-        pretrain_t5.main(settings, run, out)
-    pretrain_t5.main(settings, run, out, resume=True)
-    assert (out / "model.safetensors").read_bytes() == weights
-
-
-def test_a_pretraining_that_cannot_work_is_refused_before_it_claims_a_folder(tmp_path):
-    for impossible, reason in (
-        ({"batch_size": 10_000}, "expected at least one batch of"),
-        ({"steps": 0}, "--settings.steps must be at least 1; got 0"),
-        ({"dropout_rate": 2.0}, r"dropout_rate must be in \[0, 1\), got 2.0"),
-    ):
-        settings = pretrain_t5.Settings(**impossible)
-        with pytest.raises(SystemExit, match=f"pretrain.t5: .*{reason}"):
-            pretrain_t5.main(settings, tmp_path / "run", tmp_path / "out")
-        assert not (tmp_path / "run").exists()
-
-
-def test_a_trial_of_the_pretraining_does_not_replace_the_committed_weights(tmp_path):
-    with pytest.raises(SystemExit, match=r"committed weights.*with --out"):
-        pretrain_t5.main(pretrain_t5.Settings(steps=1), run=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 # The run folder
