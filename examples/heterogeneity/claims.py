@@ -1,8 +1,8 @@
 """What the second paper says, put to runs: claim, what was found, whether it holds."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from scipy.stats import spearmanr
 
@@ -16,21 +16,37 @@ SIGN = ("plain_sign_sgd", "sign_sgd")
 _FEW = 2  # classes
 
 
+# Whose gradients are more heterogeneous than whose: claim -> kinds of models.
+KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "transformers' gradients are more heterogeneous than a ResNet's": (
+        ("vit", "post_ln_vit"),
+        ("resnet",),
+    ),
+    "Post-LN makes gradients more heterogeneous than Pre-LN": (
+        ("post_ln", "post_ln_vit"),
+        ("pre_ln", "vit"),
+    ),
+}
+READINGS = {"l2": "norms", "rms": "norms per parameter"}
+
+
+class Comparison(NamedTuple):
+    """The Gini coefficients of two models on one task, moment by moment."""
+
+    one: Summary
+    other: Summary
+    reading: str
+    ginis: list[tuple[float, float]]
+
+    @property
+    def held(self) -> int:
+        return sum(a > b for a, b in self.ginis)
+
+
 def claims(runs: Sequence[Summary]) -> Table:
     """Claim, what was found, whether it holds."""
     rows = [
-        *_compared(
-            runs,
-            "transformers' gradients are more heterogeneous than a ResNet's",
-            ("vit", "post_ln_vit"),
-            "resnet",
-        ),
-        *_compared(
-            runs,
-            "Post-LN makes gradients more heterogeneous than Pre-LN",
-            ("post_ln", "post_ln_vit"),
-            ("pre_ln", "vit"),
-        ),
+        *(row for claim in KINDS for row in _compared(runs, claim)),
         _gap(runs),
         _predicted(runs),
         _correlated(runs),
@@ -40,37 +56,37 @@ def claims(runs: Sequence[Summary]) -> Table:
     return Table("Claims", ["", "found", "holds"], rows)
 
 
-def _compared(
-    runs: Sequence[Summary], claim: str, more: Iterable[str], less: str | Iterable[str]
-) -> list[list[str]]:
+def _compared(runs: Sequence[Summary], claim: str) -> list[list[str]]:
     """Whether the Gini of one kind of model is above another's, on the same task."""
-    pairs = [
-        (one, other)
-        for one in runs
-        for other in runs
-        if one["settings"]["model"] in more
-        and other["settings"]["model"] in ([less] if isinstance(less, str) else less)
-        and one["settings"]["task"] == other["settings"]["task"]
+    return [
+        [
+            f"{claim}: {name(found.one)} against {name(found.other)}, Gini of "
+            f"{READINGS[found.reading]}",
+            ", ".join(f"{a:.2f} against {b:.2f}" for a, b in found.ginis),
+            f"{found.held} of {len(found.ginis)} moments",
+        ]
+        for found in comparisons(runs, claim)
     ]
-    rows = []
-    for one, other in pairs:
-        for reading, words in (("l2", "norms"), ("rms", "norms per parameter")):
-            ours, theirs = (
-                {m["step"]: m["heterogeneity"][reading]["gini"] for m in run["moments"]}
-                for run in (one, other)
-            )
-            found = [(ours[step], theirs[step]) for step in ours if step in theirs]
-            if found:
-                values = ", ".join(f"{a:.2f} against {b:.2f}" for a, b in found)
-                held = sum(a > b for a, b in found)
-                rows.append(
-                    [
-                        f"{claim}: {name(one)} against {name(other)}, Gini of {words}",
-                        values,
-                        f"{held} of {len(found)} moments",
-                    ]
-                )
-    return rows
+
+
+def comparisons(runs: Sequence[Summary], claim: str) -> list[Comparison]:
+    """Every pair of runs that a claim about kinds of models compares."""
+    more, less = KINDS[claim]
+    found = []
+    for one in runs:
+        for other in runs:
+            kinds = one["settings"]["model"] in more, other["settings"]["model"] in less
+            if all(kinds) and one["settings"]["task"] == other["settings"]["task"]:
+                for reading in READINGS:
+                    ours, theirs = (_ginis(run, reading) for run in (one, other))
+                    both = [(ours[at], theirs[at]) for at in ours if at in theirs]
+                    found.append(Comparison(one, other, reading, both))
+    return [one for one in found if one.ginis]
+
+
+def _ginis(run: Summary, reading: str) -> dict[int, float]:
+    """By step."""
+    return {m["step"]: m["heterogeneity"][reading]["gini"] for m in run["moments"]}
 
 
 def gap(run: Summary) -> float:
@@ -93,7 +109,7 @@ def _gap(runs: Sequence[Summary]) -> list[str]:
 
 def interval(run: Summary) -> Interval | None:
     """How much lower the better sign SGD ends, seed by seed; None of one seed."""
-    found = paired(*(_losses_of_best(run, names) for names in (SGD, SIGN)))
+    found = paired(*(losses_of_best(run, names) for names in (SGD, SIGN)))
     return bootstrap(found) if len(found) > 1 else None
 
 
@@ -103,7 +119,7 @@ def clear(run: Summary) -> bool:
     return found is not None and found.is_above_zero
 
 
-def _losses_of_best(run: Summary, optimizers: Sequence[str]) -> list[float | None]:
+def losses_of_best(run: Summary, optimizers: Sequence[str]) -> list[float | None]:
     """The losses of the optimizer with the lowest mean, by seed."""
     found = [one for optimizer in optimizers if (one := _of(run, optimizer))]
     best = min(found, key=lambda one: finite_mean(one["losses"]), default=None)
@@ -112,25 +128,28 @@ def _losses_of_best(run: Summary, optimizers: Sequence[str]) -> list[float | Non
 
 def _predicted(runs: Sequence[Summary]) -> list[str]:
     """Lambda_G / Lambda_P at the start predicts how far SGD falls behind."""
+    return [
+        "Lambda_G / Lambda_P at the start predicts SGD's gap across models (holds "
+        "where the 95 % interval of the correlation is above 0, fails where it is "
+        "below 0.5)",
+        *prediction(runs),
+    ]
+
+
+def prediction(runs: Sequence[Summary]) -> tuple[str, str]:
+    """The correlation of complexities and SGD's gaps, and whether it holds."""
     known = [run for run in runs if run["moments"]]
     ratios = [complexity_ratio(run["moments"][0]) for run in known]
     gaps = [gap(run) for run in known]
-    claim = (
-        "Lambda_G / Lambda_P at the start predicts SGD's gap across models (holds "
-        "where the 95 % interval of the correlation is above 0, fails where it is "
-        "below 0.5)"
-    )
     if len(known) < 5:
-        return [claim, "fewer than five runs", "-"]
+        return "fewer than five runs", "-"
     found: Any = spearmanr(ratios, gaps)
     low, high = fisher(found.statistic, len(known))
-    holds = "yes" if low > 0 else "**no**" if high < 0.5 else "inconclusive"
-    return [
-        claim,
+    return (
         f"Spearman {found.statistic:.2f} ({low:.2f} to {high:.2f}) over {len(known)} "
         f"runs{_of_other_curvature(known)}",
-        holds,
-    ]
+        "yes" if low > 0 else "**no**" if high < 0.5 else "inconclusive",
+    )
 
 
 def fisher(correlation: float, count: int) -> tuple[float, float]:
@@ -163,41 +182,44 @@ def _of_other_curvature(runs: Sequence[Summary]) -> str:
 
 def _correlated(runs: Sequence[Summary]) -> list[str]:
     """Blocks with large gradients have large curvature."""
-    found = [
-        (moment["correlation"]["spearman"], moment["correlation"]["spearman_interval"])
-        for run in runs
-        for moment in run["moments"]
-    ]
+    found = correlations(runs)
     values = [value for value, _ in found]
     return [
         "blocks with large gradient norms have large curvature (Spearman; holds where "
         "the 95 % interval is above 0)",
         f"{min(values):.2f} to {max(values):.2f}" if values else "-",
-        f"{sum(low > 0 for _, (low, _) in found)} of {len(found)} moments",
+        f"{sum(above for _, above in found)} of {len(found)} moments",
     ]
+
+
+def correlations(runs: Sequence[Summary]) -> list[tuple[float, bool]]:
+    """Of gradients and curvature, by moment: Spearman's, is its interval above 0?"""
+    found = [moment["correlation"] for run in runs for moment in run["moments"]]
+    return [(one["spearman"], one["spearman_interval"][0] > 0) for one in found]
 
 
 def _bounded(runs: Sequence[Summary]) -> list[list[str]]:
     """The bounds that hold for a block-diagonal Hessian."""
     rows = []
     for direction, bound in (("gradient", "Lambda_G"), ("sign", "Lambda_P")):
-        quotients = [
-            d["sharpness"] / d["bound"]
-            for run in runs
-            for moment in run["moments"]
-            for d in [moment["directions"][direction]]
-        ]
+        found = of_the_bound(runs, direction)
         rows.append(
             [
                 f"sharpness along the {direction} is at most {bound}, as if the "
                 "Hessian were block-diagonal",
-                f"sharpness / {bound} {min(quotients):.2g} to {max(quotients):.2g}"
-                if quotients
+                f"sharpness / {bound} {min(found):.2g} to {max(found):.2g}"
+                if found
                 else "-",
-                f"{sum(q <= 1 for q in quotients)} of {len(quotients)} moments",
+                f"{sum(q <= 1 for q in found)} of {len(found)} moments",
             ]
         )
     return rows
+
+
+def of_the_bound(runs: Sequence[Summary], direction: str) -> list[float]:
+    """The sharpness along a direction, relative to its bound, by moment."""
+    found = [m["directions"][direction] for run in runs for m in run["moments"]]
+    return [one["sharpness"] / one["bound"] for one in found]
 
 
 def _momentum(runs: Sequence[Summary]) -> list[str]:

@@ -34,6 +34,10 @@ def model_name(summary: Summary) -> str:
     }[settings["model"]]
 
 
+def is_transformer(summary: Summary) -> bool:
+    return summary["settings"]["model"] != "resnet"
+
+
 def finite(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 

@@ -16,6 +16,7 @@ from examples.convergence import by_frequency, by_setting, wall_time
 from examples.factors import report as factors
 from examples.finetune_t5 import in_numbers
 from examples.finetune_t5 import report as finetune_t5
+from examples.heterogeneity import findings
 from examples.heterogeneity.claims import clear, gap
 from examples.heterogeneity.reading import name
 from examples.lab import files, paper, run_folder
@@ -251,7 +252,8 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "long_training": ("docs/how-to/when-does-it-help.md", by_frequency.figure),
     "fractions": ("docs/how-to/when-does-it-help.md", sentences.fractions),
     "what_to_try": ("docs/how-to/what-should-i-try.md", what_to_try.page),
-    "second_paper": ("docs/papers/tomihari-sato.md", sentences.second_paper),
+    "second_paper": ("docs/papers/tomihari-sato.md", findings.of_the_paper),
+    "blocks": ("docs/concepts/heterogeneity.md", findings.of_the_blocks),
     "zeros": ("docs/concepts/fraction.md", zeros_table),
     "placement": ("docs/concepts/scaling.md", benchmarks.placement),
     "accelerators": ("docs/concepts/scaling.md", benchmarks.accelerators),

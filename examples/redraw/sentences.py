@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.heterogeneity.claims import clear, gap
-from examples.heterogeneity.report import share_of_epoch
 from examples.lab import paper, run_folder
 from examples.lab.optimizers import label
 from examples.lab.statistics import bootstrap
@@ -133,28 +131,6 @@ def _within(runs: Sequence[dict[str, Any]]) -> str:
         " Coordinates of all tensors are pooled in it; where it was measured within "
         f"tensors, run by run: {values}."
     )
-
-
-def second_paper(root: Path) -> str:
-    """What came out of the second paper's main claim, as a sentence."""
-    runs = run_folder.read_summaries(root / RESULTS / "heterogeneity")
-    transformers = [run for run in runs if run["settings"]["model"] != "resnet"]
-    below = sum(gap(run) > 0 for run in transformers)
-    certain = sum(map(clear, transformers))
-    return (
-        f"- **Holds in part**: sign descent ended below SGD on {below} of the "
-        f"{len(transformers)} transformers; on {certain} of them all of Student's 95 % "
-        "interval of the difference, seed by seed, is above 0 (at most five seeds; the "
-        "better of two kinds of each, at rates chosen on one of these seeds; "
-        f"{_seen(transformers)}; some runs from scratch never left the level of "
-        "chance)."
-    )
-
-
-def _seen(runs: Sequence[Mapping[str, Any]]) -> str:
-    """How much of an epoch the runs have trained on."""
-    shares = [share_of_epoch(run["settings"]) for run in runs]
-    return f"trained on {min(shares):.1%} to {max(shares):.0%} of an epoch"
 
 
 def curvature_of_steps(root: Path) -> str:

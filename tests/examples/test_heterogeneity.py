@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from examples.data import subwords
-from examples.heterogeneity import eigenvalues
+from examples.heterogeneity import eigenvalues, findings
 from examples.heterogeneity import experiment as heterogeneity
 from examples.heterogeneity import report as heterogeneity_report
 from examples.heterogeneity import verdict as heterogeneity_verdict
@@ -161,6 +161,78 @@ def test_heads_are_compared_at_equal_rates_only():
         ],
     }
     assert equal_rates(run) == {0.1: (1.5, 1.2)}
+
+
+def summary_of(model, gini, losses_of_sgd):
+    """What is read of a run with one measured moment, and seeds at two rates."""
+
+    def seeds(name, losses):
+        grown = [[[0, 1.0], [2, 2.0]]] * len(losses)
+        known = {"name": name, "fraction": 0.05, "learning_rate": 0.1}
+        return {**known, "losses": losses, "head_norms": grown}
+
+    def direction(sharpness, bound):
+        return {"sharpness": sharpness, "bound": bound}
+
+    return {
+        "settings": {
+            "task": "fashion_mnist",
+            "model": model,
+            "data": None,
+            "init": None,
+            "fraction": 0.05,
+            "counts": {"train": 320, "classes": 10},
+            "epochs": 0,
+            "steps": 2,
+            "batch_size": 16,
+            "full_batch": False,
+        },
+        "optimizers": [
+            seeds("plain_sgd", losses_of_sgd),
+            seeds("sign_sgd", [1.0, 1.0, 1.0]),
+            seeds("clipped_sgd", [0.5, 1.5, 1.0]),
+        ],
+        "sessions": [],
+        "sweep": [],
+        "moments": [
+            {
+                "step": 0,
+                "heterogeneity": {"l2": {"gini": gini}, "rms": {"gini": 0.5}},
+                "complexity": {"gradient": 2.0, "sign": 1.0},
+                "correlation": {"spearman": 0.5, "spearman_interval": [-0.1, 0.9]},
+                "blocks": {},
+                "directions": {
+                    "gradient": direction(3.0, 2.0),
+                    **{
+                        f"clipped {fraction} {scope}": direction(1.0, bound)
+                        for fraction, bound in (("0.01", 1.0), ("0.05", 0.5))
+                        for scope in ("global", "leaf")
+                    },
+                },
+            }
+        ],
+    }
+
+
+def test_pages_count_runs_and_moments(tmp_path):
+    found = {
+        "vit": summary_of("vit", 0.8, [2.0, 2.1, 2.2]),
+        "resnet": summary_of("resnet", 0.6, [0.9, 1.0, 1.1]),
+    }
+    for name, summary in found.items():
+        folder = tmp_path / findings.RUNS / name
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps(summary))
+    paper = findings.of_the_paper(tmp_path)
+    assert "on 1 of 1 transformers; on 1 of them" in paper
+    assert "ResNet from scratch +0.000 [" in paper
+    assert "trained on 10.0% to 10% of an epoch" in paper
+    assert "by norms at 1 of 1 measured moments, by norms per parameter at 0" in paper
+    blocks = findings.of_the_blocks(tmp_path)
+    assert "above 0 at 0 of 2 measured moments" in blocks
+    assert "with 5 % clipped 0.25 to 0.25 (one threshold)" in blocks
+    assert "at 2 of 2 moments, up to 1.5-fold" in blocks
+    assert "ViT (Pre-LN) from scratch -1.100 [" in blocks
 
 
 def test_full_batch_takes_the_gradient_of_all_rows(checkpoint, texts, tmp_path):
