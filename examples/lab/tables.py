@@ -29,8 +29,12 @@ class Table(NamedTuple):
 
 
 def captioned(image: str, said: str, more: str = "") -> str:
-    """A figure in Markdown with what it says in words, and links behind them."""
-    return f"![{said}]({image})\n\n*{' '.join(filter(None, [said, more]))}*"
+    """A figure in Markdown with what it says in words, and links behind them.
+
+    Who cannot see it hears the first sentence, and then reads all.
+    """
+    first = said.partition(". ")[0].removesuffix(".")
+    return f"![{first}.]({image})\n\n*{' '.join(filter(None, [said, more]))}*"
 
 
 class Figure(NamedTuple):

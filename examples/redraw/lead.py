@@ -79,25 +79,38 @@ def _title(column: what_to_try.Column) -> str:
 
 
 def figure(root: Path) -> str:
-    """The figure with what it says, for a page of the documentation."""
-    said = caption(root / "examples/results")
-    return tables.captioned(f"../../examples/results/{NAME}", said)
-
-
-def caption(results: Path) -> str:
-    """What the figure says, in words."""
-    key = "clipped_sgd", what_to_try.DEFAULT
-    said = [
-        f"{own.mean:.0%} ({task.title}; Adam's lead {task.lead:.3f} nats)"
-        for task in tasks(results)
-        if (own := task.covered.get(key))
-    ]
-    return (
-        "How much of Adam's lead over SGD in held-out loss others cover, in how many "
-        "steps of so many examples; large: mean, small: the way of one seed over the "
-        "mean lead; what lies outside is drawn at the edge. "
-        f"{label(*key)}: {', '.join(said)}."
+    """The figure and its means, for a page of the documentation."""
+    found = list(tasks(root / "examples/results"))
+    return "\n\n".join(
+        [
+            tables.captioned(f"../../examples/results/{NAME}", CAPTION),
+            means(found).markdown(),
+        ]
     )
+
+
+CAPTION = (
+    "How much of Adam's lead over SGD in held-out loss others cover. Large: the mean "
+    "over three seeds; small: the way of one seed over the mean lead; what lies "
+    "outside is drawn at the edge."
+)
+
+
+def means(found: Sequence[Task]) -> tables.Table:
+    """What the large marks of the figure say."""
+    rows = [
+        [
+            task.title,
+            f"{task.lead:.3f}",
+            *(
+                f"{own.mean:.0%}" if (own := task.covered.get(key)) else "-"
+                for key in COMPARED
+            ),
+        ]
+        for task in found
+    ]
+    heads = ["task; steps of so many examples", "Adam's lead in nats"]
+    return tables.Table("", [*heads, *(label(*key) for key in COMPARED)], rows)
 
 
 def _paint(found: Sequence[Task], canvas: Figure) -> None:
