@@ -74,20 +74,24 @@ def draw(best: Winners, figure: Figure) -> None:
 def figure(root: Path) -> str:
     """The figure of the long training with what it says, for a page."""
     run = Run.read(root / "examples/results/long_training/causal_lm-scratch")
-    said = "; ".join(
-        f"{label(*key)} {bootstrap(run.minus_sgd(key))}, {bootstrap(groups[0])}, "
-        f"{bootstrap(groups[-1])}"
-        for key, groups in differences_from_sgd(run.best).items()
-    )
-    text = (
-        f"After {run.settings['steps']:,} steps from scratch, test loss minus SGD's on "
-        "all tokens, on the most frequent tenth and on the rarest, with 95 % bootstrap "
-        f"intervals over {run.rules.seeds} seeds: {said}."
-    )
     place = f"../../examples/results/long_training/{run.folder.name}"
-    return tables.captioned(
-        f"{place}/loss_by_frequency.png", text, f"[Report]({place}/report.md)."
+    shown = tables.captioned(
+        f"{place}/loss_by_frequency.png",
+        f"After {run.settings['steps']:,} steps from scratch, test loss minus "
+        "SGD's, by how frequent a token is. Bars: lowest to highest seed.",
+        f"[Report]({place}/report.md).",
     )
+    rows = [
+        [label(*key), *map(str, map(bootstrap, (run.minus_sgd(key), first, last)))]
+        for key, (first, *_, last) in differences_from_sgd(run.best).items()
+    ]
+    found = tables.Table(
+        "Test loss minus SGD's, with 95 % bootstrap intervals over "
+        f"{run.rules.seeds} seeds",
+        ["", "all tokens", "the most frequent tenth", "the rarest tenth"],
+        rows,
+    )
+    return f"{shown}\n\n{found.titled()}"
 
 
 def _complete(run: Line) -> bool:

@@ -33,7 +33,6 @@ class Setting(NamedTuple):
         title: of the report.
         question: above the figure.
         header: above the values of the setting.
-        unit: what a value in brackets is, in a sentence.
         names: of the settings that differ; each clip is a training of its own.
         value: settings -> what is written for them.
         place: settings -> where they are drawn, and in which order; None for the order
@@ -44,7 +43,6 @@ class Setting(NamedTuple):
     title: str
     question: str
     header: str
-    unit: str
     names: frozenset[str]
     value: Callable[[Settings], str]
     place: Callable[[Settings], float] | None
@@ -61,7 +59,6 @@ DIFFERING: Mapping[str, Setting] = {
         "Batch size",
         "Where SGD falls behind",
         "examples in a batch",
-        "in brackets the examples in a batch",
         frozenset({"batch_size", "fractions"}),
         lambda settings: str(settings["batch_size"]),
         lambda settings: settings["batch_size"],
@@ -71,7 +68,6 @@ DIFFERING: Mapping[str, Setting] = {
         "Scale of weights",
         "The same function, with weights of other scales",
         "weights",
-        "in brackets the weights that were scaled",
         frozenset({"scaled", "scale", "fractions"}),
         _scale,
         None,
@@ -93,8 +89,7 @@ def main(folder: tyro.conf.Positional[Path]) -> list[Path]:
     keys = in_common(runs)
     figure = tables.Figure(
         looks.draw(folder / "lead.png", functools.partial(_draw, what, runs, keys)),
-        f"Test loss minus SGD's after {settings['steps']} steps; bars: lowest to "
-        "highest seed.",
+        _caption(runs),
     )
     report = tables.Report(
         f"{what.title}: {by_name.TITLES[settings['task']]}",
@@ -107,11 +102,22 @@ def main(folder: tyro.conf.Positional[Path]) -> list[Path]:
 
 
 def figure(root: Path, *, name: str) -> str:
-    """The figure with what it says, for a page of the documentation."""
+    """The figure and what it is drawn from, for a page of the documentation."""
     folder = root / "examples/results" / name
-    text = said(DIFFERING[name], read(folder))
+    what, runs = DIFFERING[name], read(folder)
     place = f"../../examples/results/{name}"
-    return tables.captioned(f"{place}/lead.png", text, f"[Report]({place}/report.md).")
+    shown = tables.captioned(
+        f"{place}/lead.png", _caption(runs), f"[Report]({place}/report.md)."
+    )
+    found = [table(what, runs, in_common(runs)) for table in (_losses, _leads)]
+    return "\n\n".join([shown, *(table.titled() for table in found)])
+
+
+def _caption(runs: Sequence[Run]) -> str:
+    return (
+        f"Test loss minus SGD's after {runs[0].settings['steps']} steps. Bars: lowest "
+        f"to highest of {runs[0].rules.seeds} seeds."
+    )
 
 
 def read(folder: Path) -> list[Run]:
@@ -212,7 +218,13 @@ def _losses(what: Setting, runs: Sequence[Run], keys: Sequence[Key]) -> tables.T
         ]
 
     header = ["SGD's loss", *map(_label, keys)]
-    return _rows("Test loss minus SGD's", what, header, runs, cells)
+    return _rows(
+        "Test loss minus SGD's, with 95 % bootstrap intervals over the seeds",
+        what,
+        header,
+        runs,
+        cells,
+    )
 
 
 def _leads(what: Setting, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Table:
@@ -242,28 +254,6 @@ def _rates(what: Setting, runs: Sequence[Run], keys: Sequence[Key]) -> tables.Ta
 
     header = ["SGD", *map(_label, keys)]
     return _rows("The learning rates that were chosen", what, header, runs, cells)
-
-
-def said(what: Setting, runs: Sequence[Run]) -> str:
-    """The same in a sentence, for a page of the documentation."""
-    leads = ", ".join(
-        f"{bootstrap([-x for x in _adams(run)])} ({what.value(run.settings)})"
-        for run in runs
-        if _adams(run)
-    )
-    falls = ", ".join(map(_of_sgds_fall, runs))
-    parts = [
-        f"{label(*key)} covers "
-        f"{', '.join(_of_the_lead(run, key) for run in runs)} of it"
-        for key in in_common(runs)
-        if key[0] in ("clipped_sgd", "sign_sgd")
-    ]
-    return (
-        f"Adam's lead over SGD after {runs[0].settings['steps']} steps, in nats "
-        f"({what.unit}, in square ones 95 % bootstrap over "
-        f"{runs[0].rules.seeds} seeds): {leads}; over SGD's own fall: {falls}; "
-        f"{', '.join(parts)}."
-    )
 
 
 def _draw(

@@ -21,6 +21,10 @@ class Table(NamedTuple):
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
+    def titled(self) -> str:
+        """For a page, under its title."""
+        return f"{self.title}:\n\n{self.markdown()}"
+
     def text(self) -> str:
         """For a terminal, under its title."""
         return f"{self.title}\n" + tabulate(

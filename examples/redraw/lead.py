@@ -84,7 +84,7 @@ def figure(root: Path) -> str:
     return "\n\n".join(
         [
             tables.captioned(f"../../examples/results/{NAME}", CAPTION),
-            means(found).markdown(),
+            means(found).titled(),
         ]
     )
 
@@ -110,7 +110,9 @@ def means(found: Sequence[Task]) -> tables.Table:
         for task in found
     ]
     heads = ["task; steps of so many examples", "Adam's lead in nats"]
-    return tables.Table("", [*heads, *(label(*key) for key in COMPARED)], rows)
+    return tables.Table(
+        "What the large marks say", [*heads, *(label(*key) for key in COMPARED)], rows
+    )
 
 
 def _paint(found: Sequence[Task], canvas: Figure) -> None:

@@ -43,11 +43,8 @@ def test_differences_are_seed_by_seed_and_shares_those_of_the_mean(folder):
     ]
     assert cells(shares, "16") == ["6.000", "2.000", "2", "50%"]
     assert cells(shares, "1") == ["-", "0.000", "-", "-"]  # Adam does not lead there
-    what = by_setting.DIFFERING["batch_size"]
-    assert (
-        "+2.000 [+2.000, +2.000] (16); over SGD's own fall: -, 2;"
-        in by_setting.said(what, by_setting.read(folder))
-    )
+    page = by_setting.figure(folder.parents[2], name="batch_size")
+    assert "| 16 | 6.000 | 2.000 | 2 | 50% |" in page
 
 
 def test_the_run_as_it_is_comes_before_those_with_other_weights(tmp_path):
