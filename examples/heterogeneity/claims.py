@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from examples.heterogeneity.reading import Summary, head_norms, name, paired
 from examples.lab.directions import finite_mean
 from examples.lab.statistics import Interval, bootstrap
-from examples.lab.tables import Table
+from examples.lab.tables import Table, span
 
 SGD = ("plain_sgd", "heavy_ball_sgd")
 SIGN = ("plain_sign_sgd", "sign_sgd")
@@ -207,9 +207,7 @@ def _bounded(runs: Sequence[Summary]) -> list[list[str]]:
             [
                 f"sharpness along the {direction} is at most {bound}, as if the "
                 "Hessian were block-diagonal",
-                f"sharpness / {bound} {min(found):.2g} to {max(found):.2g}"
-                if found
-                else "-",
+                f"sharpness / {bound} {span(found)}",
                 f"{sum(q <= 1 for q in found)} of {len(found)} moments",
             ]
         )

@@ -27,6 +27,7 @@ from examples.heterogeneity.reading import (
 from examples.heterogeneity.report import share_of_epoch
 from examples.lab import run_folder
 from examples.lab.statistics import bootstrap
+from examples.lab.tables import span
 from examples.lab.winners import Rules
 
 RUNS = "examples/results/heterogeneity"
@@ -123,7 +124,7 @@ def _left(runs: Sequence[Summary], fraction: float) -> str:
             clipped = clippings(run["moments"][-1]).get(scope, {})
             if fraction in clipped:
                 found.append(clipped[fraction]["bound"] / clipped[0.0]["bound"])
-        said.append(f"{min(found):.2g} to {max(found):.2g} ({words})")
+        said.append(f"{span(found)} ({words})")
     return f"{100 * fraction:g} % clipped {', '.join(said)}"
 
 

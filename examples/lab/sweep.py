@@ -37,7 +37,7 @@ _START = {
     "plain_sgd": -1,
     "heavy_ball_sgd": -3,
     "clipped_sgd_per_leaf": 0,
-    "plain_sign_sgd": -8,
+    "plain_sign_sgd": -5,
     "sign_sgd": -8,
     "rmsprop": -7,
     "adam_eps_1e-4": -4,

@@ -32,6 +32,18 @@ class Table(NamedTuple):
         )
 
 
+def rounded(value: float) -> str:
+    """A number in two digits, as people write it: 0.031, 31, 3,100."""
+    return f"{float(f'{value:.2g}'):,g}"
+
+
+def span(values: Sequence[float]) -> str:
+    """The lowest and the highest of some numbers, of which there may be none."""
+    if not values:
+        return "-"
+    return f"{rounded(min(values))} to {rounded(max(values))}"
+
+
 def captioned(image: str, said: str, more: str = "") -> str:
     """A figure in Markdown with what it says in words, and links behind them.
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from examples.data import mixture, translation, vocabulary
 from examples.lab import log, paper
-from examples.lab.tables import Table
+from examples.lab.tables import Table, span
 from examples.models import t5
 from examples.pretrain import geometry, model_card
 
@@ -204,12 +204,11 @@ def curvature(measured: Mapping[str, Any]) -> str:
     left = [f"{_left(measured[name])} ({who})" for name, who in _WEIGHTS.items()]
     theirs = [x["clipped_sgd"] for x in paper.RATIOS["translation", "sgd"].values()]
     return (
-        f"{table.markdown()}\n\nOver a distance the sharpness is {min(over):.2g} to "
-        f"{max(over):.2g} times that at the point. With 5 % clipped "
+        f"{table.markdown()}\n\nOver a distance the sharpness is {span(over)} "
+        f"times that at the point. With 5 % clipped "
         f"{' and '.join(left)} of the sharpness of SGD's direction at a point is left, "
         "batch by batch; what differs is due to the scale of weights alone. The paper "
-        "has "
-        f"{min(theirs):.2g} to {max(theirs):.2g} along a fine-tuning of t5-small."
+        f"has {span(theirs)} along a fine-tuning of t5-small."
     )
 
 

@@ -21,7 +21,7 @@ from examples.heterogeneity.claims import clear, gap
 from examples.heterogeneity.reading import name
 from examples.lab import files, paper, run_folder
 from examples.lab.statistics import bootstrap
-from examples.lab.tables import Table, captioned
+from examples.lab.tables import Table, captioned, span
 from examples.lab.winners import Rules, Run
 from examples.models import t5_scales
 from examples.pretrain import mixture_card
@@ -115,7 +115,7 @@ def _sharpness(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for run in runs:
         own = quotients.setdefault(by_name.name_of(run["settings"]["init"]), [])
         own += [c["directions"]["clipped_sgd"]["ratio"] for c in run["epochs"].values()]
-    left = [f"{min(q):.2g} to {max(q):.2g} ({who})" for who, q in quotients.items()]
+    left = [f"{span(q)} ({who})" for who, q in quotients.items()]
     in_runs = {
         one.claim: sum(
             all(holding(cell)[i][0] for cell in run["epochs"].values()) for run in runs
@@ -158,7 +158,7 @@ def _far(runs: Sequence[Mapping[str, Any]]) -> str:
     ]
     if not found:
         return ""
-    return f"{min(found):.2g} to {max(found):.2g} times what the paper has"
+    return f"{span(found)} times what the paper has"
 
 
 def _convergence(run: Run) -> list[str]:

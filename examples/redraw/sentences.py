@@ -7,7 +7,7 @@ from typing import Any
 from examples.lab import paper, run_folder
 from examples.lab.optimizers import label
 from examples.lab.statistics import bootstrap
-from examples.lab.tables import Table
+from examples.lab.tables import Table, span
 from examples.lab.winners import Run
 from examples.sharpness import step_curvature
 from examples.sharpness.claims import (
@@ -98,8 +98,8 @@ def _distances(runs: Sequence[dict[str, Any]]) -> list[str]:
         if all(found.values()):
             where = f"{task.replace('_lm', ' words')}, {_DRIVERS[trajectory]}"
             lines.append(
-                f"{where} {_span(found['clipped_sgd'])} (Adafactor's "
-                f"{_span(found['adafactor'])})"
+                f"{where} {span(found['clipped_sgd'])} (Adafactor's "
+                f"{span(found['adafactor'])})"
             )
     if not lines:
         return []
@@ -110,11 +110,6 @@ def _distances(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 _DRIVERS = {"sgd": "SGD's trajectory", "adam": "Adam's trajectory"}
-
-
-def _span(values: Sequence[float]) -> str:
-    low, high = (f"{float(f'{x:.2g}'):,g}" for x in (min(values), max(values)))
-    return f"{low} to {high}"
 
 
 def _within(runs: Sequence[dict[str, Any]]) -> str:

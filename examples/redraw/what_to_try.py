@@ -11,7 +11,7 @@ import numpy as np
 
 from examples.lab.optimizers import is_clipped, label
 from examples.lab.statistics import Interval, bootstrap
-from examples.lab.tables import Table
+from examples.lab.tables import Table, rounded
 from examples.lab.winners import Run, differences
 from examples.tasks import by_name
 
@@ -318,7 +318,7 @@ def _rates(columns: Sequence[Column]) -> Table:
             times = (
                 own and other and own[0]["learning_rate"] / other[0]["learning_rate"]
             )
-            cells.append(f"{float(f'{times:.2g}'):g}" if times else "-")
+            cells.append(rounded(times) if times else "-")
         rows.append([label(*key), *cells])
     return Table("", ["optimizer", *(column.title for column in columns)], rows)
 

@@ -10,7 +10,7 @@ from typing import Any
 from examples.lab import paper
 from examples.lab.directions import finite_mean
 from examples.lab.optimizers import label
-from examples.lab.tables import Table
+from examples.lab.tables import Table, span
 from examples.sharpness import step_curvature
 from examples.tasks import by_name
 
@@ -91,8 +91,8 @@ def claims(runs: Sequence[Summary]) -> Table:
         rows.append(
             [
                 f"sharpness of {label(f'clipped_{one}', None)} / unclipped",
-                f"{min(theirs):.2g} to {max(theirs):.2g}",
-                f"{min(quotients):.2g} to {max(quotients):.2g}" if quotients else "-",
+                span(theirs),
+                span(quotients),
             ]
         )
     rows += _trajectories(runs)
@@ -133,7 +133,7 @@ def _trajectories(runs: Sequence[Summary]) -> list[list[str]]:
             "the same epoch",
             "22 of 24, most by a factor of 4 to 300",
             f"{sum(q > 1 for q in found)} of {len(found)}; SGD's / Adam's "
-            f"{min(found):.2g} to {max(found):.2g}",
+            f"{span(found)}",
         ]
         for found in between_trajectories(runs)
     ]

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from examples.lab import looks
 from examples.lab.optimizers import LONG_VERSION, PAPER, label
-from examples.lab.tables import Table
+from examples.lab.tables import Table, span
 
 Summary = Mapping[str, Any]
 
@@ -113,7 +113,7 @@ def agreement(runs: Sequence[Summary]) -> list[list[str]]:
         [
             f"curvature over half a Newton step / at the point, {label(name, None)}",
             "not measured",
-            f"{min(own):.2g} to {max(own):.2g}, within a factor of {AGREES} in "
+            f"{span(own)}, within a factor of {AGREES} in "
             f"{agreeing(own)} of {len(own)} cells",
         ]
         for name, own in by_direction(runs).items()
@@ -124,7 +124,7 @@ def said(runs: Sequence[Summary]) -> str:
     """The same in sentences: all directions together, then the exceptions."""
     found, every = by_direction(runs), _together(runs, HALF)
     exceptions = [
-        f"{label(name, None)} ({min(own):.2g} to {max(own):.2g})"
+        f"{label(name, None)} ({span(own)})"
         for name, own in found.items()
         if agreeing(own) < len(own)
     ]
@@ -137,7 +137,7 @@ def said(runs: Sequence[Summary]) -> str:
     return (
         f"over half a Newton step the mean curvature was within a factor of {AGREES} "
         f"of that at the point in {agreeing(every)} of {len(every)} cells, in all "
-        f"{min(every):.2g} to {max(every):.2g} of it"
+        f"{span(every)} of it"
         + (f", not always for {', '.join(exceptions)}" if exceptions else "")
         + "".join(f"; {count}" for count in elsewhere)
         + f". In {cells - len(every)} of the {cells} cells (an epoch and a direction, "

@@ -6,7 +6,7 @@ from typing import Any
 from examples.lab import paper
 from examples.lab.directions import finite_mean
 from examples.lab.optimizers import LONG_VERSION, PAPER, label
-from examples.lab.tables import Table
+from examples.lab.tables import Table, span
 from examples.sharpness import claims, step_curvature
 from examples.sharpness.kinds import KINDS
 
@@ -187,4 +187,4 @@ def _mean(cell: Mapping[str, Any], name: str) -> str:
 
 def _range(cell: Mapping[str, Any], name: str) -> str:
     ratios = [r for r in cell["directions"][name]["ratios"] if r is not None]
-    return f"{min(ratios):.2g} to {max(ratios):.2g}" if ratios else "-"
+    return span(ratios)

@@ -13,7 +13,7 @@ import tyro
 from examples.lab import command_line, files, paper, provenance, run_folder
 from examples.lab.optimizers import label
 from examples.lab.statistics import bootstrap
-from examples.lab.tables import Table
+from examples.lab.tables import Table, span
 from examples.sharpness.claims import claims, experiment, holding, name, quotients
 from examples.sharpness.report import Summary, introduction
 
@@ -142,17 +142,13 @@ def distances(runs: Sequence[Summary]) -> Table:
             if any(int(epoch) in theirs for epoch in run["epochs"])
         }
         if found:
-            rows.append([name(run), *(_range(found[c]) for c in paper.COLUMNS)])
+            rows.append([name(run), *(span(found[c]) for c in paper.COLUMNS)])
     return Table(
         "Our ratio over the paper's at the same epoch: 1 is the paper's, lowest to "
         "highest epoch",
         ["", *(label(column, None) for column in paper.COLUMNS)],
         rows,
     )
-
-
-def _range(values: Sequence[float]) -> str:
-    return f"{min(values):.2g} to {max(values):.2g}" if values else "-"
 
 
 def _pair(run: Summary) -> tuple[int, str, str]:
