@@ -25,9 +25,9 @@ from examples.heterogeneity.claims import (
 )
 from examples.heterogeneity.reading import Summary, clippings, name
 from examples.heterogeneity.report import introduction
-from examples.lab import command_line, files, provenance, run_folder
+from examples.lab import command_line, provenance, run_folder
 from examples.lab.optimizers import EPSILONS, label
-from examples.lab.tables import Table
+from examples.lab.tables import Made, Table, Verdict
 
 RESULTS = Path(__file__).parents[1] / "results" / "heterogeneity"
 
@@ -36,33 +36,25 @@ def main(folder: tyro.conf.Positional[Path] = RESULTS) -> Path:
     """Writes the verdict about every run below a folder."""
     runs = run_folder.read_summaries(folder)
     runs.sort(key=lambda run: (run["settings"]["task"], run["settings"]["model"]))
-    path = folder / "verdict.md"
-    files.write_text(path, _markdown(runs))
-    return path
-
-
-def _markdown(runs: Sequence[Summary]) -> str:
-    parts = [
-        "# The second paper's claims, and what was measured here",
+    verdict = Verdict(
+        "The second paper's claims, and what was measured here",
         "Blocks are tensors. Losses are final training losses, each optimizer at its "
         "best learning rate, mean over the seeds. Every run below this folder is in "
         "the tables.",
-    ]
-    tables = [
-        claims(runs),
-        overview(runs),
-        softness(runs),
-        heads(runs),
-        signs(runs),
-        clipping(runs),
-    ]
-    for table in tables:
-        parts += [f"## {table.title}", table.markdown()]
-    parts.append("## The runs")
-    for run in runs:
-        made = provenance.described(run["sessions"])
-        parts += [f"### {name(run)}", introduction(run), made]
-    return "\n\n".join(parts) + "\n"
+        [
+            claims(runs),
+            overview(runs),
+            softness(runs),
+            heads(runs),
+            signs(runs),
+            clipping(runs),
+        ],
+        [
+            Made(name(run), introduction(run), provenance.described(run["sessions"]))
+            for run in runs
+        ],
+    )
+    return verdict.write(folder / "verdict.md")
 
 
 def overview(runs: Sequence[Summary]) -> Table:

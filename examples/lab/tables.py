@@ -73,11 +73,40 @@ class Report(NamedTuple):
         """Writes it as Markdown; figures lie beside it."""
         parts = [f"# {self.title}", self.introduction]
         parts += [captioned(f.path.name, f.caption) for f in self.figures]
-        for table in self.tables:
-            parts += [f"## {table.title}", table.markdown()]
+        parts += _sections(self.tables)
         parts += ["## How it was made", self.provenance, _numbers(path.parent)]
         write_text(path, "\n\n".join(part for part in parts if part) + "\n")
         return path
+
+
+class Made(NamedTuple):
+    """A run that a verdict is about: what was run, and how."""
+
+    name: str
+    introduction: str
+    provenance: str
+
+
+class Verdict(NamedTuple):
+    """What many runs say of a paper's claims, in this order."""
+
+    title: str
+    introduction: str
+    tables: Sequence[Table]
+    runs: Sequence[Made]
+
+    def write(self, path: Path) -> Path:
+        """Writes it as Markdown."""
+        parts = [f"# {self.title}", self.introduction, *_sections(self.tables)]
+        parts.append("## The runs")
+        for run in self.runs:
+            parts += [f"### {run.name}", run.introduction, run.provenance]
+        write_text(path, "\n\n".join(parts) + "\n")
+        return path
+
+
+def _sections(found: Sequence[Table]) -> list[str]:
+    return [part for t in found for part in (f"## {t.title}", t.markdown())]
 
 
 def _numbers(folder: Path) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import tyro
 
-from examples.lab import command_line, files, paper, provenance, run_folder
+from examples.lab import command_line, paper, provenance, run_folder
 from examples.lab.optimizers import label
 from examples.lab.statistics import bootstrap
-from examples.lab.tables import Table, span
+from examples.lab.tables import Made, Table, Verdict, span
 from examples.sharpness.claims import claims, experiment, holding, name, quotients
 from examples.sharpness.report import Summary, introduction
 
@@ -26,27 +26,20 @@ def main(folder: tyro.conf.Positional[Path] = RESULTS) -> Path:
     """Writes the verdict about every run below a folder."""
     runs = run_folder.read_summaries(folder)
     runs.sort(key=lambda run: (*_pair(run), run["settings"]["seed"]))
-    path = folder / "verdict.md"
-    files.write_text(path, _markdown(runs))
-    return path
-
-
-def _markdown(runs: Sequence[Summary]) -> str:
-    parts = [
-        "# The first paper's claims, and what was measured here",
+    verdict = Verdict(
+        "The first paper's claims, and what was measured here",
         "A cell is one epoch of one experiment: the mean over its measured batches. "
         f"Every run below this folder is in the tables. The {len(runs)} runs are what "
         "is independent: cells of one run depend on each other, and runs of two seeds "
         "share their model. In the claims that are counted below nothing is corrected "
         "for their number.",
-    ]
-    for table in (cells(runs), over_seeds(runs), distances(runs), claims(runs)):
-        parts += [f"## {table.title}", table.markdown()]
-    parts.append("## The runs")
-    for run in runs:
-        made = provenance.described(run["sessions"])
-        parts += [f"### {name(run)}", introduction(run), made]
-    return "\n\n".join(parts) + "\n"
+        [cells(runs), over_seeds(runs), distances(runs), claims(runs)],
+        [
+            Made(name(run), introduction(run), provenance.described(run["sessions"]))
+            for run in runs
+        ],
+    )
+    return verdict.write(folder / "verdict.md")
 
 
 def cells(runs: Sequence[Summary]) -> Table:
