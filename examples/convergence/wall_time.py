@@ -287,28 +287,21 @@ def _table(found: Mapping[Key, Sequence[Line]]) -> tables.Table:
 
 
 def figure(root: Path) -> str:
-    """The figure of a run with what it says, for a page."""
+    """The figure and the table of a run, for a page."""
     path = root / "examples/results/wall_time" / SHOWN / "settings.json"
     if not path.is_file():
         return "Not measured yet."
     found = _by_optimizer(files.read_lines(path.parent / "runs.jsonl"))
-    of_sgd = next(own[0] for key, own in found.items() if key[0] == "sgd")
-    parts = [
-        f"{label(*key)} {bootstrap(cost.same_time)} (a step "
-        f"{np.mean(cost.slower):.2f} times SGD's, state "
-        f"{found[key][0]['state_bytes'] / of_sgd['state_bytes']:.1f} times)"
-        for key, cost in costs(found).items()
-        if key[0] != "sgd"
-    ]
-    settings = run_folder.read_settings(path.parent)["settings"]
-    said = (
-        f"Test loss minus SGD's after at most the seconds that {settings['steps']} "
-        f"steps of SGD take, {by_name.TITLES[settings['task']]} from "
-        f"`{by_name.name_of(settings['init'])}`: {'; '.join(parts)}."
-    )
     place = f"../../{path.parent.relative_to(root)}"
-    report = f"[Report]({place}/report.md)."
-    return tables.captioned(f"{place}/wall_time.png", said, report)
+    settings = run_folder.read_settings(path.parent)["settings"]
+    shown = tables.captioned(
+        f"{place}/wall_time.png",
+        f"Test loss of {by_name.TITLES[settings['task']]} from "
+        f"`{by_name.name_of(settings['init'])}`, against the seconds that the steps "
+        "took. A thin line is a seed.",
+        f"[Report]({place}/report.md).",
+    )
+    return f"{shown}\n\n{_table(found).titled()}"
 
 
 def _loss_after(along: np.ndarray, seconds: float) -> float:
