@@ -116,6 +116,7 @@ def best_rate(
         contender._asdict() | {"state_bytes": size},
         train,
         start=sweep.start(contender.name),
+        also=settings.also_try,
         more=more,
     )
 

@@ -12,6 +12,7 @@ from examples.lab.optimizers import (
     SECOND_PAPER,
     check_fraction,
     check_names,
+    check_rate,
 )
 from examples.tasks import images, texts
 from examples.tasks.classification import ClassificationTask
@@ -84,6 +85,9 @@ class Settings:
     """Of the learning rate; the warm-up takes a tenth of the steps."""
     full_batch: bool = False
     """Every step takes the gradient of all training rows."""
+    also_try: tuple[float, ...] = ()
+    """Learning rates to try besides (half-decades), where a loss is too flat for the
+    search to find its way."""
     run: Path | None = None
     """The run folder; without it, runs/heterogeneity/TASK-MODEL."""
     resume: bool = False
@@ -93,6 +97,8 @@ class Settings:
         """Refuses what no run can mean, in one sentence."""
         check_names(self.optimizer)
         check_fraction(self.fraction)
+        for rate in self.also_try:
+            check_rate(rate, "--also-try")
         if self.task not in (*texts.TASKS, *images.TASKS):
             raise ValueError(
                 f"--task: expected one of {', '.join(texts.TASKS)}, "
@@ -112,7 +118,7 @@ class Settings:
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers of a training."""
         fields = dataclasses.asdict(self)
-        for name in ("optimizer", "run", "resume"):
+        for name in ("optimizer", "also_try", "run", "resume"):
             del fields[name]
         if self.model != "pretrained":
             fields["init"] = None

@@ -14,7 +14,7 @@ What a run folder's settings have of `recorded` tells a report that these rules 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from examples.data.batching import Arrays
@@ -83,6 +83,7 @@ class Contest:
         *,
         start: int,
         strides: tuple[int, ...] = sweep.STRIDES,
+        also: Sequence[float] = (),
         more: Callable[[Params, list[Arrays]], Line] = lambda *_: {},
     ) -> float:
         """Chooses a learning rate, trains with each seed; returns the rate.
@@ -92,6 +93,7 @@ class Contest:
             train: (learning rate, seed) -> training.
             start: the half-decade where the search begins.
             strides: those of the search.
+            also: rates to try before it; it begins at the best of these and `start`.
             more: (parameters, test batches) -> what else is kept of a training.
         """
 
@@ -101,6 +103,9 @@ class Contest:
             loss = line["validation_loss"]
             return math.inf if loss is None else loss
 
+        tried = [start, *map(sweep.half_decade, also)]
+        if also:
+            start = min(tried, key=chosen_by)
         best = sweep.rate(sweep.search(chosen_by, start, strides))
         for seed in range(self.rules["seeds"]):
             self._once(known, train, best, seed, more)

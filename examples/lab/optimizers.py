@@ -245,9 +245,9 @@ def check_fraction(fraction: float) -> None:
         raise ValueError(f"--fraction must be in [0, 1); got {fraction}.")
 
 
-def check_rate(rate: float | None) -> None:
+def check_rate(rate: float | None, option: str = "--learning-rate") -> None:
     if rate is not None and not 0 < rate < float("inf"):
-        raise ValueError(f"--learning-rate must be positive; got {rate}.")
+        raise ValueError(f"{option} must be positive and finite; got {rate}.")
 
 
 def state_bytes(optimizer: optax.GradientTransformation, params: Any) -> int:

@@ -173,6 +173,23 @@ def test_settings_without_a_selection_seed_say_that_a_reported_seed_chose():
     assert "one of the seeds in the means" in Rules.of({"seeds": 2}).said()
 
 
+def test_a_search_on_a_plateau_finds_what_it_was_told_to_try_too(tmp_path):
+    losses = {1.0: 0.99, 31.6: 0.9, 100.0: 0.2, 316.0: 1.5}
+    rules = contest.recorded(seeds=3, validation_rows=1, test_rows=1, tail=1)
+
+    def train(rate, seed):
+        return sweep.Trained([1.0 + seed], rate)
+
+    for name, also, best in (("without", (), 1.0), ("with", (31.6,), 100.0)):
+        runs = Log(tmp_path / name)
+        made = contest.Contest(None, rules, [], [], runs)
+        # The parameters of a training are its rate.
+        vars(made)["assess"] = lambda rate, _: losses.get(rate, 1.0)
+        assert made.enter({"name": "sgd"}, train, start=0, also=also) == best
+        rates = [run["learning_rate"] for run in runs.lines]
+        assert (31.6 in rates) == bool(also)
+
+
 @pytest.mark.parametrize("seeds", [2, contest.SELECTION_SEED + 1])
 def test_too_few_seeds_or_the_one_that_chooses_are_refused(seeds):
     with pytest.raises(ValueError, match="expected at least 3 seeds to report"):
