@@ -6,15 +6,19 @@ from typing import Any, NamedTuple
 
 from scipy.stats import spearmanr
 
-from examples.heterogeneity.reading import Summary, head_norms, name, paired
+from examples.heterogeneity.reading import (
+    Summary,
+    has_many_classes,
+    head_norms,
+    name,
+    paired,
+)
 from examples.lab.directions import finite_mean
 from examples.lab.statistics import Interval, bootstrap
 from examples.lab.tables import Table, span
 
 SGD = ("plain_sgd", "heavy_ball_sgd")
 SIGN = ("plain_sign_sgd", "sign_sgd")
-_FEW = 2  # classes
-
 
 # Whose gradients are more heterogeneous than whose: claim -> kinds of models.
 KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -222,11 +226,7 @@ def of_the_bound(runs: Sequence[Summary], direction: str) -> list[float]:
 
 def _momentum(runs: Sequence[Summary]) -> list[str]:
     """Momentum keeps the head of sign SGD from growing, with many classes."""
-    found = {
-        name(run): equal_rates(run)
-        for run in runs
-        if run["settings"]["counts"]["classes"] > _FEW
-    }
+    found = {name(run): equal_rates(run) for run in runs if has_many_classes(run)}
     held = {
         who: sum(plain > averaged for plain, averaged in pairs.values())
         for who, pairs in found.items()

@@ -20,6 +20,7 @@ from examples.heterogeneity.claims import (
 from examples.heterogeneity.reading import (
     Summary,
     clippings,
+    has_many_classes,
     is_transformer,
     name,
     paired,
@@ -82,7 +83,7 @@ def _heads(runs: Sequence[Summary]) -> str:
     found = [
         (plain > averaged)
         for run in runs
-        if run["settings"]["counts"]["classes"] > 2
+        if has_many_classes(run)
         for plain, averaged in equal_rates(run).values()
     ]
     return (

@@ -38,6 +38,11 @@ def is_transformer(summary: Summary) -> bool:
     return summary["settings"]["model"] != "resnet"
 
 
+def has_many_classes(summary: Summary) -> bool:
+    """More than two: where the second paper sees momentum hold the head back."""
+    return summary["settings"]["counts"]["classes"] > 2
+
+
 def finite(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
