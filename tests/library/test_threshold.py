@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import optax_clip
@@ -424,11 +424,16 @@ def test_the_rank_of_a_concrete_fraction_is_exact(fraction, size):
 
 
 @given(fraction=st.floats(0, 1, exclude_max=True), size=st.integers(1, 2**34))
+@example(fraction=1 / 3, size=81)
 def test_the_rank_among_a_number_that_is_found_later_is_exact(fraction, size):
-    """That of the non-zero coordinates is known only when they have been counted."""
+    """That of the non-zero coordinates is known only when they have been counted.
+
+    The fraction may be half a unit of its last place too small.
+    """
     with counts.wide():
         found = counts.rank(fraction, jnp.asarray(size, jnp.int64))
-    assert int(found) == reference.rank(fraction, size, eps=2.0**-54)
+    meant = Fraction(fraction) + Fraction(math.ulp(fraction)) / 2
+    assert int(found) == min(math.floor(meant * size), size - 1)
 
 
 @pytest.mark.parametrize("fraction", DECIMALS)
