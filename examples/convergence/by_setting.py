@@ -182,7 +182,7 @@ def _of_sgds_fall(run: Run) -> str:
 def _of_the_lead(run: Run, key: Key) -> str:
     """How much of Adam's lead another one has, where there is one."""
     found = run.covered(key)
-    return f"{round(found.mean, 2) + 0:.0%}" if found else "-"  # no -0%
+    return found.percent if found else "-"
 
 
 def _introduction(what: Setting, runs: Sequence[Run]) -> str:

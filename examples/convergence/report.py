@@ -225,8 +225,8 @@ def _of_lead(
         return "-"
     by_seed = found.of_own_lead
     if runs is adam or by_seed is None:
-        return f"{found.mean:.0%}"
-    return f"{found.mean:.0%} ({min(by_seed):.0%} to {max(by_seed):.0%})"
+        return found.percent
+    return f"{found.percent} ({min(by_seed):.0%} to {max(by_seed):.0%})"
 
 
 def _difference(runs: Sequence[Line], others: Sequence[Line], rules: Rules) -> str:

@@ -45,20 +45,20 @@ def of_the_paper(root: Path) -> str:
             held, count = sum(c.held for c in found), sum(len(c.ginis) for c in found)
             said.append(f"by {words} at {held} of {count} measured moments")
         kinds.append(f"- {claim[0].upper()}{claim[1:]}: {', '.join(said)}.")
-    both, answer = prediction(runs)
+    correlation, answer = prediction(runs)
     return "\n".join(
         [
-            *_sign(runs),
+            _sign(runs),
             *kinds,
-            f"- $\\Lambda_G / \\Lambda_P$ predicts SGD's gap across models: {both}: "
-            f"{answer}.",
+            "- $\\Lambda_G / \\Lambda_P$ predicts SGD's gap across models: "
+            f"{correlation}: {answer}.",
             "- With many classes momentum keeps sign descent's linear head from "
             f"growing: {_heads(runs)}.",
         ]
     )
 
 
-def _sign(runs: Sequence[Summary]) -> list[str]:
+def _sign(runs: Sequence[Summary]) -> str:
     """How sign descent ended, on transformers and elsewhere."""
     transformers = [run for run in runs if is_transformer(run)]
     below = sum(gap(run) > 0 for run in transformers)
@@ -68,14 +68,14 @@ def _sign(runs: Sequence[Summary]) -> list[str]:
     others = [
         f"{name(run)} {interval(run) or '-'}" for run in runs if not is_transformer(run)
     ]
-    return [
+    return (
         f"- Sign descent ends below SGD: on {below} of {len(transformers)} "
         f"transformers; on {certain} of them all of Student's 95 % interval of the "
         "difference, seed by seed, is above 0 (the better of two kinds of each; "
         f"trained on {min(shares):.1%} to {max(shares):.0%} of an epoch; the rates of "
         f"{chosen} runs were chosen on one of the seeds in the mean). SGD minus sign "
         f"descent elsewhere: {', '.join(others) or '-'}."
-    ]
+    )
 
 
 def _heads(runs: Sequence[Summary]) -> str:

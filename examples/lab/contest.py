@@ -103,10 +103,8 @@ class Contest:
             loss = line["validation_loss"]
             return math.inf if loss is None else loss
 
-        tried = [start, *map(sweep.half_decade, also)]
-        if also:
-            start = min(tried, key=chosen_by)
-        best = sweep.rate(sweep.search(chosen_by, start, strides))
+        begin = min([start, *map(sweep.half_decade, also)], key=chosen_by)
+        best = sweep.rate(sweep.search(chosen_by, begin, strides))
         for seed in range(self.rules["seeds"]):
             self._once(known, train, best, seed, more)
         return best

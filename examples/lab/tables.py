@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
 def rounded(value: float) -> str:
     """A number in two digits, as people write it: 0.031, 31, 3,100."""
-    return f"{float(f'{value:.2g}'):,g}"
+    return f"{float(f'{value:.2g}'):,.10g}"
 
 
 def span(values: Sequence[float]) -> str:

@@ -192,6 +192,11 @@ class Covered(NamedTuple):
         return float(np.mean(self.ways)) / self.lead
 
     @property
+    def percent(self) -> str:
+        """The mean for a table, where it is no -0%."""
+        return f"{round(self.mean, 2) + 0:.0%}"
+
+    @property
     def of_mean_lead(self) -> list[float]:
         """Each seed's way: where its own lead is small, its own part says little."""
         return [way / self.lead for way in self.ways]

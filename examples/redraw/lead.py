@@ -91,7 +91,7 @@ def figure(root: Path) -> str:
 
 CAPTION = (
     "How much of Adam's lead over SGD in held-out loss others cover. Large: the mean "
-    "over three seeds; small: the way of one seed over the mean lead; what lies "
+    "over the seeds; small: the way of one seed over the mean lead; what lies "
     "outside is drawn at the edge."
 )
 
@@ -103,7 +103,7 @@ def means(found: Sequence[Task]) -> tables.Table:
             task.title,
             f"{task.lead:.3f}",
             *(
-                f"{own.mean:.0%}" if (own := task.covered.get(key)) else "-"
+                own.percent if (own := task.covered.get(key)) else "-"
                 for key in COMPARED
             ),
         ]

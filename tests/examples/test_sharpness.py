@@ -360,7 +360,7 @@ def test_a_gradient_in_microbatches_is_that_of_the_whole_batch(rng):
         ({"fraction": 1.0}, r"--fraction must be in \[0, 1\); got 1.0"),
         (
             {"learning_rate": -1.0},
-            "--learning-rate must be positive .*; got -1.0",
+            "--learning-rate must be positive and finite; got -1.0",
         ),
         ({"batch_size": 3}, "--batch-size must be a multiple of 2, .* got 3"),
         ({"batch_size": 0}, "--batch-size must be at least 1; got 0"),
